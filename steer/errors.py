@@ -1,0 +1,71 @@
+"""Every error that `steer` raises on purpose.
+
+Each message says what was expected, what came, and what to do. All of them derive from
+`SteerError`, so `except steer.SteerError` catches what the engine refuses and nothing else.
+"""
+
+from __future__ import annotations
+
+
+class SteerError(Exception):
+    """Base class of every error raised on purpose by this package."""
+
+
+class InputError(SteerError, ValueError):
+    """An argument has the wrong type, shape or value."""
+
+
+class TraitError(InputError):
+    """A trait definition is invalid; the message names the file and the field."""
+
+
+class WeightsError(InputError):
+    """Trait weights are unknown, negative, not finite or all zero."""
+
+
+class ModelError(SteerError):
+    """A model could not be loaded or is not usable for steering."""
+
+
+class UnsupportedModelError(ModelError):
+    """No decoder layers were found in a model."""
+
+
+class UntestedModelWarning(UserWarning):
+    """Decoder layers were found by their shape, in a family that the test suite does not cover."""
+
+
+class DataError(SteerError):
+    """Stored contrast data are missing, damaged, or were made by other settings."""
+
+
+class CalibrationError(SteerError):
+    """No dose reaches the requested effect."""
+
+
+class SteeringError(SteerError, RuntimeError):
+    """Steering could not be carried out in a call to the model."""
+
+
+class EditNeverFiredError(SteeringError):
+    """A model call finished, and an edit that should have acted never did."""
+
+
+class ConcurrentSteeringError(SteeringError):
+    """A second thread used a model while another one was steering it."""
+
+
+class BundleError(SteerError):
+    """A bundle file cannot be used."""
+
+
+class BundleFormatError(BundleError):
+    """The file is not a well-formed bundle: truncated, damaged, or another kind of file."""
+
+
+class BundleVersionError(BundleError):
+    """The bundle was written with a newer schema than this version reads."""
+
+
+class FingerprintError(BundleError):
+    """The bundle was built on another model than the one it is to be used with."""

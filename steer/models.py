@@ -1,0 +1,271 @@
+"""Load a model, find its decoder layers, fingerprint it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from steer.errors import InputError, ModelError, UnsupportedModelError, UntestedModelWarning
+from steer.packaged import NAME as PACKAGED_NAME
+from steer.packaged import packaged_model_dir
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the decoder layers of a model family lie.
+
+    Attributes:
+        path: Attribute path from the causal language model to its list of layers.
+        tested: Whether the test suite steers a model of this family.
+    """
+
+    path: str
+    tested: bool = True
+
+
+_MODEL_LAYERS = Family("model.layers")
+
+# By `config.model_type`.
+FAMILIES: Mapping[str, Family] = {
+    "llama": _MODEL_LAYERS,
+    "mistral": _MODEL_LAYERS,
+    "qwen2": _MODEL_LAYERS,
+    "qwen3": _MODEL_LAYERS,
+    "gemma2": _MODEL_LAYERS,
+    "gemma3_text": _MODEL_LAYERS,
+    "phi3": _MODEL_LAYERS,
+    "olmo2": _MODEL_LAYERS,
+    "gpt2": Family("transformer.h"),
+    "gpt_neox": Family("gpt_neox.layers"),
+    "gemma": Family("model.layers", tested=False),
+    "gemma3": Family("model.language_model.layers", tested=False),
+    "mixtral": Family("model.layers", tested=False),
+    "phi": Family("model.layers", tested=False),
+    "qwen2_moe": Family("model.layers", tested=False),
+    "qwen3_moe": Family("model.layers", tested=False),
+    "smollm3": Family("model.layers", tested=False),
+    "gptj": Family("transformer.h", tested=False),
+    "falcon": Family("transformer.h", tested=False),
+    "opt": Family("model.decoder.layers", tested=False),
+}
+
+# Elements of one weight that enter the fingerprint: evenly spaced, so that a model of any size
+# is read in about a second and any fine-tuned copy still differs.
+_SAMPLED_ELEMENTS = 16_384
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a model is: a bundle built on one model is refused on another.
+
+    Attributes:
+        architecture: Class name of the model.
+        layers: Number of decoder layers.
+        width: Width d of the residual stream.
+        vocabulary: Number of token embeddings.
+        weights: SHA-256 (hex) over a sample of all weights, the same for fp32, fp16 and bf16
+            copies of a bf16 checkpoint.
+    """
+
+    architecture: str
+    layers: int
+    width: int
+    vocabulary: int
+    weights: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.architecture}/{self.layers}x{self.width}/v{self.vocabulary}/{self.weights[:12]}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A frozen causal language model with its tokenizer and its decoder layers.
+
+    Attributes:
+        name: What it was loaded as.
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer, padding on the left.
+        layers: The decoder layers, first to last.
+        fingerprint: What a bundle is checked against.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layers: tuple[nn.Module, ...]
+    fingerprint: Fingerprint
+
+    @property
+    def width(self) -> int:
+        """Width d of the residual stream."""
+        return self.fingerprint.width
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which token ids are expected."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+
+def load_model(
+    model: str | Path | None = None,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
+    quantization_config: Any = None,
+) -> LanguageModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        model: Local folder or hub id; None for the packaged SmolLM2-135M-Instruct.
+        device: "cpu", "cuda", "mps", ...; None picks CUDA, then MPS, then CPU. Not with
+            `device_map`.
+        dtype: Weights' type; None picks fp32 on the CPU (where bf16 is slower without special
+            units) and the checkpoint's own type elsewhere.
+        device_map: Spreads the layers over several devices (needs `accelerate`).
+        quantization_config: Passed to `from_pretrained`, for quantised weights.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+        UnsupportedModelError: If its decoder layers are not found.
+    """
+    source = packaged_model_dir() if model is None else model
+    name = PACKAGED_NAME if model is None else str(model)
+    if device is not None and device_map is not None:
+        raise InputError("pass either device or device_map, not both")
+    target = torch.device(device or _default_device())
+    if dtype is None and device_map is None and target.type == "cpu":
+        dtype = torch.float32
+    options: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype}
+    if device_map is not None:
+        options["device_map"] = device_map
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"model {name!r} could not be loaded: {error}. Expected a local folder with a "
+            "checkpoint and tokenizer, or the id of a causal language model on the hub"
+        ) from error
+    if device_map is None and quantization_config is None:
+        loaded = loaded.to(target)
+    return wrap_model(loaded, tokenizer, name=name)
+
+
+def wrap_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "local model"
+) -> LanguageModel:
+    """Make a `LanguageModel` of a model and tokenizer that are already loaded.
+
+    The tokenizer is set to pad on the left, as generation needs; the model to evaluation mode.
+
+    Raises:
+        UnsupportedModelError: If its decoder layers are not found.
+    """
+    model.eval()
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    layers = find_layers(model)
+    return LanguageModel(name, model, tokenizer, layers, fingerprint(model, len(layers)))
+
+
+def find_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """Decoder layers of a model, from the table of families, else by their shape.
+
+    Raises:
+        UnsupportedModelError: If there is no list of `num_hidden_layers` layers.
+
+    Warns:
+        UntestedModelWarning: If the family is not one that the test suite covers.
+    """
+    model_type = model.config.model_type
+    family = FAMILIES.get(model_type)
+    if family is not None:
+        layers = model.get_submodule(family.path)
+        tested = family.tested
+    else:
+        layers = _search_layers(model)
+        tested = False
+    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+        raise UnsupportedModelError(
+            f"no decoder layers found in {type(model).__name__} (model_type {model_type!r}); "
+            f"known families: {', '.join(sorted(FAMILIES))}. Add the family's path to "
+            "steer.models.FAMILIES"
+        )
+    if not tested:
+        warnings.warn(
+            f"decoder layers of model_type {model_type!r} were found, but this family is not "
+            "covered by the tests: check a steered answer before relying on it",
+            UntestedModelWarning,
+            stacklevel=2,
+        )
+    return tuple(layers)
+
+
+def _search_layers(model: PreTrainedModel) -> nn.Module | None:
+    expected = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == expected
+        and len({type(layer) for layer in module}) == 1
+    ]
+    # Two candidates (an encoder beside a decoder, say) would be a guess.
+    return found[0] if len(found) == 1 else None
+
+
+def fingerprint(model: PreTrainedModel, layers: int) -> Fingerprint:
+    """Fingerprint of a model: architecture, sizes, and a hash over a sample of its weights."""
+    hasher = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        hasher.update(f"{name}{tuple(weight.shape)}".encode())
+        if weight.device.type != "meta":
+            hasher.update(_sample(weight.detach()))
+    embeddings = model.get_input_embeddings().weight
+    return Fingerprint(
+        architecture=type(model).__name__,
+        layers=layers,
+        width=model.config.get_text_config().hidden_size,
+        vocabulary=embeddings.shape[0],
+        weights=hasher.hexdigest(),
+    )
+
+
+def _sample(weight: torch.Tensor) -> bytes:
+    flat = weight.reshape(-1)
+    flat = flat[:: max(1, flat.numel() // _SAMPLED_ELEMENTS)].cpu()
+    if flat.is_floating_point():
+        # fp16 keeps every bf16 value above its smallest normal number; smaller ones are dropped
+        # so that copies of one checkpoint in different types agree.
+        flat = flat.float()
+        flat = torch.where(flat.abs() < 2.0**-14, 0.0, flat).bfloat16().view(torch.int16)
+    return flat.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _default_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

