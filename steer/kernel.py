@@ -13,14 +13,13 @@ every table means "no edit".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Tables:
+class Tables(NamedTuple):
     """The edits of one layer, stacked by slot; S slots, width d, rank k (0 for additive edits).
 
     Attributes:
@@ -44,7 +43,7 @@ class Tables:
 
 def gather(tables: Tables, row_index: Tensor) -> Tables:
     """Pick each row's slot: (S, ...) tables and (N,) indices give (N, ...) tables."""
-    return Tables(*(part[row_index] for part in (tables.e, tables.v, tables.u, tables.floor)))
+    return Tables(*(part[row_index] for part in tables))
 
 
 def edit_rows(h: Tensor, rows: Tables, gate: Tensor) -> Tensor:

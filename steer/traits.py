@@ -111,9 +111,7 @@ def _pole(name: str, key: str, value: object) -> Pole:
         raise TraitError(f"{where}.instructions': expected a non-empty list, got {instructions!r}")
     for instruction in instructions:
         if not isinstance(instruction, str) or not instruction.strip():
-            raise TraitError(
-                f"{where}.instructions': expected non-empty text, got {instruction!r}"
-            )
+            raise TraitError(f"{where}.instructions': expected non-empty text, got {instruction!r}")
     return Pole(pole, tuple(instructions))
 
 

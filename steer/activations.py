@@ -1,0 +1,157 @@
+"""Read the residual stream at chosen layers, pooled over response tokens.
+
+Own hooks pool each layer's output as it appears, so no layer of every token is kept; the pass
+ends after the last layer that is read, so neither the layers above it nor the output embedding
+run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from einops import einsum
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from steer.errors import InputError
+from steer.models import LanguageModel
+
+Pooling = Literal["mean", "last"]
+Tokens = Sequence[int]
+
+
+def read_activations(
+    language_model: LanguageModel,
+    sequences: Sequence[tuple[Tokens, Tokens]],
+    layers: Sequence[int],
+    *,
+    pooling: Pooling = "mean",
+    batch_tokens: int = 4096,
+    progress: bool = False,
+) -> dict[int, NDArray[np.float32]]:
+    """Read pooled activations of responses.
+
+    Args:
+        language_model: The model.
+        sequences: (prompt token ids, response token ids) pairs; n of them.
+        layers: 0-based decoder layers whose output is read.
+        pooling: "mean" over the response tokens, or the "last" of them.
+        batch_tokens: Tokens in one forward pass, padding included.
+        progress: Show a progress bar when on a terminal.
+
+    Returns:
+        By layer, (n, d) activations in the order of `sequences`, accumulated in fp32.
+
+    Raises:
+        InputError: If a response is empty or a layer does not exist.
+    """
+    _check(language_model, sequences, layers, pooling)
+    pooled = {
+        layer: np.empty((len(sequences), language_model.width), np.float32) for layer in layers
+    }
+    bar = tqdm(total=len(sequences), desc="activations", disable=None if progress else True)
+    with bar, torch.inference_mode():
+        for indices in _batches(sequences, batch_tokens):
+            ids, mask, weights = _pad([sequences[i] for i in indices], language_model, pooling)
+            for layer, values in _forward(language_model, layers, ids, mask, weights).items():
+                pooled[layer][indices] = values.cpu().numpy()
+            bar.update(len(indices))
+    return pooled
+
+
+class _Stop(Exception):
+    """Ends a forward pass after the last layer that is read."""
+
+
+def _forward(
+    language_model: LanguageModel,
+    layers: Sequence[int],
+    ids: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+) -> dict[int, Tensor]:
+    """Pooled activations (B, d) by layer, for ids, mask (B, T) and pooling weights (B, T)."""
+    pooled: dict[int, Tensor] = {}
+    last = max(layers)
+
+    def reader(layer: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            h = output if isinstance(output, Tensor) else output[0]
+            pooled[layer] = einsum(h.float(), weights.to(h.device), "b t d, b t -> b d")
+            if layer == last:
+                raise _Stop
+
+        return hook
+
+    with _hooked(language_model, {layer: reader(layer) for layer in layers}), suppress(_Stop):
+        language_model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return pooled
+
+
+@contextmanager
+def _hooked(language_model: LanguageModel, hooks: dict[int, Any]) -> Iterator[None]:
+    handles = [
+        language_model.layers[layer].register_forward_hook(hook) for layer, hook in hooks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batches(sequences: Sequence[tuple[Tokens, Tokens]], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, so that little is padded."""
+    lengths = [len(prompt) + len(response) for prompt, response in sequences]
+    batch: list[int] = []
+    for index in sorted(range(len(sequences)), key=lengths.__getitem__):
+        # Ascending order: the newest sequence is the longest of its batch.
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _pad(
+    batch: Sequence[tuple[Tokens, Tokens]], language_model: LanguageModel, pooling: Pooling
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask and pooling weights, each (B, T), padded on the right."""
+    length = max(len(prompt) + len(response) for prompt, response in batch)
+    ids = np.full((len(batch), length), language_model.tokenizer.pad_token_id)
+    mask = np.zeros((len(batch), length), np.int64)
+    weights = np.zeros((len(batch), length), np.float32)
+    for row, (prompt, response) in enumerate(batch):
+        end = len(prompt) + len(response)
+        ids[row, :end] = [*prompt, *response]
+        mask[row, :end] = 1
+        start = len(prompt) if pooling == "mean" else end - 1
+        weights[row, start:end] = 1 / (end - start)
+    device = language_model.device
+    return (
+        torch.from_numpy(ids).to(device),
+        torch.from_numpy(mask).to(device),
+        torch.from_numpy(weights).to(device),
+    )
+
+
+def _check(
+    language_model: LanguageModel,
+    sequences: Sequence[tuple[Tokens, Tokens]],
+    layers: Sequence[int],
+    pooling: Pooling,
+) -> None:
+    depth = len(language_model.layers)
+    if not layers or min(layers) < 0 or max(layers) >= depth:
+        raise InputError(f"expected layers in 0..{depth - 1}, got {list(layers)}")
+    if pooling not in ("mean", "last"):
+        raise InputError(f"unknown pooling {pooling!r}; expected 'mean' or 'last'")
+    for index, (_, response) in enumerate(sequences):
+        if not response:
+            raise InputError(f"response {index} has no tokens; nothing can be pooled")

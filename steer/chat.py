@@ -1,0 +1,60 @@
+"""Turn prompts and chats into the text a model was trained to continue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from transformers import PreTrainedTokenizerBase
+
+from steer.errors import InputError
+
+Message: TypeAlias = Mapping[str, str]
+Chat: TypeAlias = Sequence[Message]
+
+_ROLES = ("system", "user", "assistant")
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> str:
+    """The text after which the model's answer begins.
+
+    A string is one user message. A tokenizer without a chat template belongs to a model that
+    only continues text, so a string is then taken as it is.
+
+    Raises:
+        InputError: If the prompt is empty or malformed, or a chat is given to a model that has
+            no chat template.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise InputError("the prompt is empty; expected text")
+        if tokenizer.chat_template is None:
+            return prompt
+        prompt = [{"role": "user", "content": prompt}]
+    for message in _checked(prompt):
+        _check_message(message)
+    if tokenizer.chat_template is None:
+        raise InputError("this model has no chat template; pass the prompt as one string")
+    text: str = tokenizer.apply_chat_template(
+        [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
+    )
+    return text
+
+
+def is_chat(value: object) -> bool:
+    """Whether a value is one chat (a list of messages) rather than a list of prompts."""
+    return isinstance(value, Sequence) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _checked(prompt: Chat) -> Chat:
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise InputError(f"expected a prompt or a non-empty list of messages, got {prompt!r}")
+    return prompt
+
+
+def _check_message(message: Message) -> None:
+    fields = {"role", "content"}
+    if not isinstance(message, Mapping) or set(message) != fields:
+        raise InputError(f"expected a message with 'role' and 'content', got {message!r}")
+    if message["role"] not in _ROLES or not isinstance(message["content"], str):
+        raise InputError(f"expected a role of {', '.join(_ROLES)} and text, got {message!r}")

@@ -1,0 +1,253 @@
+"""Contrast pairs: the model answers each prompt under a trait's positive and negative poles.
+
+The pairs of a trait are one JSON Lines file: a header with everything needed to repeat it, then
+one line an answer. Batches are seeded one by one and written as they are finished, so a run that
+was killed goes on where it stopped and ends with the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from steer.chat import render
+from steer.errors import DataError
+from steer.generation import Decoding, generate_batch
+from steer.measures import is_broken, is_looping, words
+from steer.models import LanguageModel
+from steer.prompts import Prompt
+from steer.resources import atomic_path
+from steer.traits import Trait
+from steer.versions import versions
+
+FORMAT = 1
+# Sampling, so that the answers under two poles differ in more than one likely continuation; a
+# top-k rather than a nucleus, because sorting the vocabulary costs more than the model on a CPU.
+SAMPLING = Decoding(
+    max_new_tokens=64, do_sample=True, temperature=0.7, top_k=50, repetition_penalty=1.0
+)
+BATCH_PROMPTS = 64
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote to one prompt under one instruction.
+
+    Attributes:
+        prompt_id: Id of the prompt.
+        pole: "positive" or "negative".
+        request: The user message: the prompt with its instruction.
+        text: The answer.
+        tokens: Its token ids.
+    """
+
+    prompt_id: str
+    pole: str
+    request: str
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The answers to one prompt under the two poles."""
+
+    positive: Answer
+    negative: Answer
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The pairs of a trait that are kept, and how many were dropped, by reason."""
+
+    trait: str
+    pairs: tuple[Pair, ...]
+    dropped: Mapping[str, int]
+
+
+def instructed(prompt: str, instruction: str) -> str:
+    """The user message that asks for a pole.
+
+    The instruction stands in the user's own message, after the prompt: small models follow it
+    there far more often than in a system prompt.
+    """
+    return f"{prompt}\n\n{instruction}"
+
+
+def generate_pairs(
+    language_model: LanguageModel,
+    trait: Trait,
+    prompts: Sequence[Prompt],
+    path: Path,
+    *,
+    seed: int = 0,
+    sampling: Decoding = SAMPLING,
+    progress: bool = False,
+) -> PairSet:
+    """Generate a trait's contrast data into a file, or go on with one that was left unfinished.
+
+    Args:
+        language_model: The model; it makes its own data.
+        trait: The trait. Prompt i uses instruction i modulo their number, in both poles.
+        prompts: The prompts, of the extract split.
+        path: JSON Lines file, created or continued.
+        seed: Together with the batch's number it seeds every batch.
+        sampling: How answers are sampled.
+        progress: Show a progress bar when on a terminal.
+
+    Returns:
+        The pairs that are kept.
+
+    Raises:
+        DataError: If the file was made with other settings.
+    """
+    header = _header(language_model, trait, prompts, seed, sampling)
+    lines = _resume(path, header)
+    batches = [prompts[i : i + BATCH_PROMPTS] for i in range(0, len(prompts), BATCH_PROMPTS)]
+    done = 0
+    for batch in batches:
+        if len(lines) < done + 2 * len(batch):
+            break
+        done += 2 * len(batch)
+    answers = [_answer(line) for line in lines[:done]]
+    _rewrite(path, header, lines[:done])
+    bar = tqdm(
+        total=2 * len(prompts), initial=done, desc=trait.name, disable=None if progress else True
+    )
+    with bar, path.open("a", encoding="utf-8") as file:
+        for number, batch in enumerate(batches):
+            if number * 2 * BATCH_PROMPTS < done:
+                continue
+            fresh = _generate(
+                language_model, trait, batch, number * BATCH_PROMPTS, seed + number, sampling
+            )
+            file.writelines(json.dumps(asdict(answer)) + "\n" for answer in fresh)
+            file.flush()
+            os.fsync(file.fileno())
+            answers += fresh
+            bar.update(len(fresh))
+    return _select(trait.name, answers)
+
+
+def read_pairs(path: Path) -> PairSet:
+    """Read a finished file of contrast data.
+
+    Raises:
+        DataError: If it is missing, damaged or unfinished.
+    """
+    lines = _read_lines(path)
+    header, rows = lines[0], lines[1:]
+    if header.get("format") != FORMAT or len(rows) != 2 * len(header["prompts"]):
+        raise DataError(f"{path}: not a finished file of contrast data; build it again")
+    return _select(header["trait"]["name"], [_answer(row) for row in rows])
+
+
+def _generate(
+    language_model: LanguageModel,
+    trait: Trait,
+    batch: Sequence[Prompt],
+    offset: int,
+    seed: int,
+    sampling: Decoding,
+) -> list[Answer]:
+    plan = []
+    for i, prompt in enumerate(batch, start=offset):
+        for pole, end in (("positive", trait.positive), ("negative", trait.negative)):
+            instruction = end.instructions[i % len(end.instructions)]
+            plan.append((prompt.id, pole, instructed(prompt.text, instruction)))
+    texts = [render(language_model.tokenizer, request) for _, _, request in plan]
+    results = generate_batch(language_model, texts, sampling, seed=seed)
+    return [
+        Answer(prompt_id, pole, request, result.text, result.tokens)
+        for (prompt_id, pole, request), result in zip(plan, results, strict=True)
+    ]
+
+
+def _select(trait: str, answers: Sequence[Answer]) -> PairSet:
+    pairs, dropped = [], Counter({"empty": 0, "broken": 0, "looping": 0, "same": 0})
+    for positive, negative in zip(answers[0::2], answers[1::2], strict=True):
+        reason = _reason_to_drop(positive.text, negative.text)
+        if reason is None:
+            pairs.append(Pair(positive, negative))
+        else:
+            dropped[reason] += 1
+    return PairSet(trait, tuple(pairs), dict(dropped))
+
+
+def _reason_to_drop(positive: str, negative: str) -> str | None:
+    texts = (positive, negative)
+    if any(len(words(text)) < 2 for text in texts):
+        return "empty"
+    if any(is_broken(text) for text in texts):
+        return "broken"
+    if any(is_looping(text) for text in texts):
+        return "looping"
+    similarity = SequenceMatcher(None, words(positive), words(negative), autojunk=False).ratio()
+    return "same" if similarity > 0.8 else None
+
+
+def _header(
+    language_model: LanguageModel,
+    trait: Trait,
+    prompts: Sequence[Prompt],
+    seed: int,
+    sampling: Decoding,
+) -> dict[str, Any]:
+    header = {
+        "format": FORMAT,
+        "trait": asdict(trait),
+        "model": language_model.name,
+        "fingerprint": language_model.fingerprint.to_dict(),
+        "prompts": [prompt.id for prompt in prompts],
+        "seed": seed,
+        "sampling": asdict(sampling),
+        "versions": versions(),
+    }
+    # As it will read back, so that the two can be compared.
+    parsed: dict[str, Any] = json.loads(json.dumps(header))
+    return parsed
+
+
+def _resume(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
+    """Answers that are already in the file, checked against the settings."""
+    if not path.exists():
+        return []
+    lines = _read_lines(path)
+    changed = [key for key in header if lines[0].get(key) != header[key]]
+    if changed:
+        raise DataError(
+            f"{path} was made with other settings ({', '.join(changed)} differ); "
+            "choose another folder or delete the file"
+        )
+    return lines[1:]
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        # A kill can leave half a line at the end; it is generated again.
+        complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
+        lines: list[dict[str, Any]] = [json.loads(line) for line in complete.splitlines()]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a readable JSON Lines file: {error}") from error
+    if not lines:
+        raise DataError(f"{path}: the file is empty; delete it and build again")
+    return lines
+
+
+def _rewrite(path: Path, header: dict[str, Any], lines: Sequence[dict[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in (header, *lines))
+
+
+def _answer(line: Mapping[str, Any]) -> Answer:
+    return Answer(
+        line["prompt_id"], line["pole"], line["request"], line["text"], tuple(line["tokens"])
+    )

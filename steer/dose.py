@@ -1,0 +1,242 @@
+"""Dose: how strong an edit is, measured by what it does rather than by its norm.
+
+`calibrate` finds the factor at which an edit has a given KL divergence from the unedited model;
+`search_dose` tries several doses on develop prompts and keeps the one with the largest trait gain
+before answers loop, break, or leave the subject. The effect of a factor is not monotone, so
+nothing here assumes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from steer.chat import render
+from steer.edits import Edit
+from steer.errors import CalibrationError, InputError
+from steer.generation import Decoding, encode, generate_batch
+from steer.hooks import Scope, attach
+from steer.likelihood import KLMeter
+from steer.measures import is_coherent
+from steer.models import LanguageModel
+from steer.relevance import THRESHOLD, relevance
+
+Gain = Callable[[Sequence[str], Sequence[str]], float]
+"""From prompts and answers to how much of the trait they show; higher is more."""
+
+# Geometric, from "barely there" to far beyond what any edit bears.
+_FACTORS = tuple(2.0**k for k in range(-6, 4))
+_KL_TOLERANCE = 0.02  # relative
+_REFERENCE = Decoding(max_new_tokens=48)
+SEARCH_DECODING = Decoding(max_new_tokens=96)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A factor and the divergence it has.
+
+    Attributes:
+        factor: What to multiply the edit by.
+        kl: KL(edited || unedited) at that factor, in nats per token.
+        scan: (factor, kl) of every factor that was tried, ascending.
+    """
+
+    factor: float
+    kl: float
+    scan: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class DoseTrial:
+    """What one dose does on develop prompts.
+
+    Attributes:
+        factor: What the edit was multiplied by.
+        kl: Its divergence, in nats per token.
+        gain: Trait measure minus the unsteered model's.
+        incoherent: Share of answers that loop or are broken.
+        relevant: Share of answers about their prompt.
+    """
+
+    factor: float
+    kl: float
+    gain: float
+    incoherent: float
+    relevant: float
+
+
+@dataclass(frozen=True)
+class DoseSearch:
+    """The chosen dose, the unsteered model beside it, and every dose that was tried."""
+
+    chosen: DoseTrial
+    unsteered: DoseTrial
+    trials: tuple[DoseTrial, ...]
+
+
+def reference_meter(
+    language_model: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    scope: Scope = "response",
+) -> KLMeter:
+    """A meter on the unedited model's own greedy answers to the prompts."""
+    texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
+    answers = generate_batch(language_model, texts, _REFERENCE)
+    sequences = []
+    for text, answer in zip(texts, answers, strict=True):
+        ids = encode(language_model, [text])["input_ids"][0].tolist()
+        sequences.append((ids, answer.tokens))
+    return KLMeter(language_model, sequences, scope=scope)
+
+
+def calibrate(
+    language_model: LanguageModel,
+    edit: Edit,
+    prompts: Sequence[str],
+    *,
+    kl: float = 0.5,
+    scope: Scope = "response",
+    meter: KLMeter | None = None,
+) -> Calibration:
+    """Find the factor at which an edit has a given divergence from the unedited model.
+
+    Scans a geometric grid from small to large, takes the first bracket that holds the target,
+    and bisects in it.
+
+    Args:
+        language_model: The model.
+        edit: The edit, at any scale.
+        prompts: Develop prompts; the divergence is read on the unedited model's greedy answers.
+        kl: Target KL(edited || unedited), nats per token.
+        scope: Where the edit acts.
+        meter: A meter made before by `reference_meter`, to share it between edits.
+
+    Raises:
+        InputError: If the target is not positive or the edit is zero.
+        CalibrationError: If no factor of the grid reaches the target.
+    """
+    if not kl > 0 or not np.isfinite(kl):
+        raise InputError(f"kl: expected a positive number of nats per token, got {kl}")
+    if edit.is_zero():
+        raise InputError("the edit is zero; no factor gives it an effect")
+    meter = meter or reference_meter(language_model, prompts, scope=scope)
+    scan: list[tuple[float, float]] = []
+    low = 0.0
+    for factor in _FACTORS:
+        value = meter.kl(factor * edit)
+        scan.append((factor, value))
+        if value >= kl:
+            return _bisect(meter, edit, kl, low, factor, value, scan)
+        low = factor
+    largest = max(value for _, value in scan)
+    raise CalibrationError(
+        f"no factor up to {_FACTORS[-1]} reaches {kl} nats per token (largest: {largest:.3g}); "
+        "ask for less, or scale the edit up"
+    )
+
+
+def _bisect(
+    meter: KLMeter,
+    edit: Edit,
+    kl: float,
+    low: float,
+    high: float,
+    at_high: float,
+    scan: list[tuple[float, float]],
+) -> Calibration:
+    best = (high, at_high)
+    for _ in range(20):
+        if abs(best[1] - kl) <= _KL_TOLERANCE * kl:
+            break
+        middle = (low + high) / 2
+        value = meter.kl(middle * edit)
+        scan.append((middle, value))
+        best = min(best, (middle, value), key=lambda point: abs(point[1] - kl))
+        if value >= kl:
+            high = middle
+        else:
+            low = middle
+    return Calibration(best[0], best[1], tuple(sorted(scan)))
+
+
+def search_dose(
+    language_model: LanguageModel,
+    edit: Edit,
+    prompts: Sequence[str],
+    gain: Gain,
+    *,
+    meter: KLMeter,
+    kls: Sequence[float] = (0.1, 0.2, 0.35, 0.55, 0.8),
+    decoding: Decoding = SEARCH_DECODING,
+    scope: Scope = "response",
+    tolerance: float = 0.05,
+    unsteered: Sequence[str] | None = None,
+) -> DoseSearch:
+    """Try doses on develop prompts; keep the largest gain before answers suffer.
+
+    All doses are generated in one batch, as rows with different edits. Doses are taken in
+    ascending order up to the first at which more answers than `tolerance` above the unsteered
+    share loop or break, or fewer than the unsteered share minus twice the tolerance are about
+    their prompt.
+
+    Args:
+        language_model: The model.
+        edit: The edit, at any scale.
+        prompts: Develop prompts.
+        gain: The trait's measure.
+        meter: From `reference_meter`.
+        kls: Doses to try, in nats per token.
+        decoding: How answers are generated.
+        scope: Where the edit acts.
+        tolerance: Share of answers that may suffer.
+        unsteered: The unedited model's answers under the same decoding, to share them between
+            edits; generated if not given.
+
+    Raises:
+        CalibrationError: If not even the smallest dose leaves the answers whole.
+    """
+    calibrations = [
+        calibrate(language_model, edit, prompts, kl=kl, scope=scope, meter=meter)
+        for kl in sorted(kls)
+    ]
+    texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
+    if unsteered is None:
+        unsteered = [answer.text for answer in generate_batch(language_model, texts, decoding)]
+    rows = [row for point in calibrations for row in [point.factor * edit] * len(prompts)]
+    with attach(language_model).steer(rows, scope=scope):
+        generated = generate_batch(language_model, texts * len(calibrations), decoding)
+    before = _trial(0.0, 0.0, prompts, unsteered, gain)
+    trials = []
+    for number, point in enumerate(calibrations):
+        part = generated[number * len(prompts) : (number + 1) * len(prompts)]
+        trial = _trial(point.factor, point.kl, prompts, [answer.text for answer in part], gain)
+        trials.append(replace(trial, gain=trial.gain - before.gain))
+    sound: list[DoseTrial] = []
+    for trial in trials:
+        if trial.incoherent > before.incoherent + tolerance + 1e-9:
+            break
+        if trial.relevant < before.relevant - 2 * tolerance - 1e-9:
+            break
+        sound.append(trial)
+    if not sound:
+        raise CalibrationError(
+            f"even {min(kls)} nats per token make answers loop, break or leave the subject; "
+            "try other layers or more contrast pairs"
+        )
+    chosen = max(sound, key=lambda trial: trial.gain)
+    return DoseSearch(chosen, replace(before, gain=0.0), tuple(trials))
+
+
+def _trial(
+    factor: float, kl: float, prompts: Sequence[str], answers: Sequence[str], gain: Gain
+) -> DoseTrial:
+    return DoseTrial(
+        factor,
+        kl,
+        gain(prompts, answers),
+        float(np.mean([not is_coherent(text) for text in answers])),
+        float(np.mean(relevance(prompts, answers) >= THRESHOLD)),
+    )

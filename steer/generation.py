@@ -1,0 +1,162 @@
+"""Decoding options, and one batched generation loop for everything that makes text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from steer.errors import InputError
+from steer.models import LanguageModel
+
+
+class DecodingOptions(TypedDict, total=False):
+    """The fields of `Decoding`, as keyword arguments of `generate` and `stream`."""
+
+    max_new_tokens: int
+    min_new_tokens: int | None
+    do_sample: bool
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    num_beams: int
+    repetition_penalty: float
+    no_repeat_ngram_size: int | None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen; the fields have the names and meanings of `transformers`.
+
+    The defaults are greedy decoding with a mild repetition penalty: small models fall into loops
+    under plain greedy decoding (README, "Results").
+
+    Attributes:
+        max_new_tokens: Longest answer, in tokens.
+        min_new_tokens: Shortest answer, in tokens.
+        do_sample: Sample, rather than take the likeliest token.
+        temperature: Divides the logits before sampling.
+        top_p: Sample from the likeliest tokens that hold this much probability.
+        top_k: Sample from this many likeliest tokens.
+        num_beams: Beams of beam search.
+        repetition_penalty: Divides the logits of tokens that have appeared; 1 is none.
+        no_repeat_ngram_size: Length of token sequences that must not come twice.
+    """
+
+    max_new_tokens: int = 384
+    min_new_tokens: int | None = None
+    do_sample: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    num_beams: int = 1
+    repetition_penalty: float = 1.1
+    no_repeat_ngram_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given = [name for name, value in sampling.items() if value is not None]
+        if given and not self.do_sample:
+            raise InputError(f"{given[0]} has no effect on greedy decoding; pass do_sample=True")
+
+    @classmethod
+    def from_options(cls, options: DecodingOptions) -> Decoding:
+        """Decoding from keyword arguments.
+
+        Raises:
+            InputError: If there is no such option; the message names those there are.
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := [name for name in options if name not in known]:
+            raise InputError(f"unknown option {unknown[0]!r}; options: {', '.join(known)}")
+        return cls(**options)
+
+    def options(self) -> dict[str, Any]:
+        """The fields that are set, as arguments of `model.generate`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated answer.
+
+    Attributes:
+        text: The answer, without special tokens.
+        tokens: Its token ids, the end-of-sequence token included if it came.
+        ended: Whether the model ended it by itself, rather than being cut at the token limit.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    ended: bool
+
+
+def encode(language_model: LanguageModel, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Token ids and attention mask (B, T), padded on the left.
+
+    Chat templates already contain the special tokens, so none are added to rendered chats.
+    """
+    tokenizer = language_model.tokenizer
+    encoded = tokenizer(
+        list(texts),
+        return_tensors="pt",
+        padding=True,
+        add_special_tokens=tokenizer.chat_template is None,
+    ).to(language_model.device)
+    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+def end_tokens(language_model: LanguageModel) -> frozenset[int]:
+    """Token ids that end an answer."""
+    ids = language_model.model.generation_config.eos_token_id
+    if ids is None:
+        ids = language_model.tokenizer.eos_token_id
+    return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def generate_batch(
+    language_model: LanguageModel,
+    texts: Sequence[str],
+    decoding: Decoding,
+    *,
+    seed: int | None = None,
+    generation_options: dict[str, Any] | None = None,
+) -> list[Generated]:
+    """Generate for a batch of rendered prompts, under whatever edits are attached.
+
+    Args:
+        language_model: The model.
+        texts: B rendered prompts.
+        decoding: How tokens are chosen.
+        seed: Seeds torch's generators for this call and leaves them as they were after it.
+        generation_options: Further arguments of `model.generate`, such as a streamer.
+
+    Returns:
+        B answers.
+    """
+    inputs = encode(language_model, texts)
+    devices = [language_model.device] if language_model.device.type == "cuda" else []
+    with torch.inference_mode(), torch.random.fork_rng(devices, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        output = language_model.model.generate(
+            **inputs,
+            **decoding.options(),
+            pad_token_id=language_model.tokenizer.pad_token_id,
+            **(generation_options or {}),
+        )
+    ends = end_tokens(language_model)
+    new = output[:, inputs["input_ids"].shape[1] :].tolist()
+    return [_finish(language_model, row, ends) for row in new]
+
+
+def _finish(language_model: LanguageModel, row: list[int], ends: frozenset[int]) -> Generated:
+    length = next((i + 1 for i, token in enumerate(row) if token in ends), None)
+    tokens = row if length is None else row[:length]
+    text = language_model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    return Generated(text, tuple(tokens), length is not None)

@@ -1,0 +1,179 @@
+"""Likelihoods and divergences of given answers, under whatever edits are asked for.
+
+Batches pad prompts on the left and responses on the right, so that the response starts in one
+column and an edit of scope "response" acts on the same positions as in generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steer.activations import Tokens
+from steer.chat import render
+from steer.contrast import instructed
+from steer.edits import Edit
+from steer.errors import InputError
+from steer.hooks import Scope, attach
+from steer.models import LanguageModel
+from steer.traits import Trait
+
+Sequences = Sequence[tuple[Tokens, Tokens]]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    indices: list[int]
+    ids: Tensor  # (B, P + R)
+    mask: Tensor  # (B, P + R)
+    positions: Tensor  # (B, P + R)
+    prompt_length: int  # P
+    response_mask: Tensor  # (B, R)
+
+
+def response_tokens(language_model: LanguageModel, text: str) -> tuple[int, ...]:
+    """Token ids of an answer, without special tokens."""
+    ids = language_model.tokenizer(text, add_special_tokens=False).input_ids
+    return tuple(ids)
+
+
+def mean_log_likelihood(
+    language_model: LanguageModel, sequences: Sequences, *, batch_tokens: int = 4096
+) -> NDArray[np.float64]:
+    """Mean log-probability (nats per token) of each response given its prompt, shape (n,)."""
+    result = np.empty(len(sequences))
+    for batch in _batches(language_model, sequences, batch_tokens):
+        log_probs = _log_probs(language_model, batch)  # (B, R, vocabulary)
+        targets = batch.ids[:, batch.prompt_length :, None]
+        chosen = log_probs.gather(-1, targets)[..., 0] * batch.response_mask
+        result[batch.indices] = (chosen.sum(1) / batch.response_mask.sum(1)).cpu().numpy()
+    return result
+
+
+def log_ratio(
+    language_model: LanguageModel,
+    trait: Trait,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    batch_tokens: int = 4096,
+) -> NDArray[np.float64]:
+    """How much a response sounds like a trait to the unedited model, in nats per token (n,).
+
+    mean log p(y | x, positive instruction) - mean log p(y | x, negative instruction), with the
+    first instruction of each pole. An empty response has no tokens to judge and gets 0.
+    """
+    tokens = [response_tokens(language_model, text) for text in responses]
+    kept = [i for i, ids in enumerate(tokens) if ids]
+    values = []
+    for pole in (trait.positive, trait.negative):
+        sequences = []
+        for i in kept:
+            text = render(language_model.tokenizer, instructed(prompts[i], pole.instructions[0]))
+            sequences.append((response_tokens(language_model, text), tokens[i]))
+        values.append(mean_log_likelihood(language_model, sequences, batch_tokens=batch_tokens))
+    result = np.zeros(len(responses))
+    result[kept] = values[0] - values[1]
+    return result
+
+
+class KLMeter:
+    """Measures how far an edit takes the model from itself, on a fixed set of answers.
+
+    The divergence is KL(edited || unedited) of the next-token distributions, in nats per token,
+    averaged over the response tokens. The unedited model's distributions are computed once.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        sequences: Sequences,
+        *,
+        scope: Scope = "response",
+        batch_tokens: int = 2048,
+    ) -> None:
+        """Compute the unedited model's side.
+
+        Args:
+            language_model: The model.
+            sequences: (prompt token ids, response token ids) pairs.
+            scope: Where edits act.
+            batch_tokens: Tokens in one forward pass.
+        """
+        self._language_model = language_model
+        self._scope = scope
+        self._batches = list(_batches(language_model, sequences, batch_tokens))
+        self._reference = [_log_probs(language_model, batch) for batch in self._batches]
+
+    def kl(self, edit: Edit) -> float:
+        """KL(edited || unedited) in nats per token."""
+        if edit.is_zero():
+            return 0.0
+        hooks = attach(self._language_model)
+        total = tokens = 0.0
+        for batch, reference in zip(self._batches, self._reference, strict=True):
+            with hooks.steer(edit, scope=self._scope, prompt_length=batch.prompt_length):
+                edited = _log_probs(self._language_model, batch)
+            divergence = (edited.exp() * (edited - reference)).sum(-1)  # (B, R)
+            total += float((divergence * batch.response_mask).sum())
+            tokens += float(batch.response_mask.sum())
+        return total / tokens
+
+
+def _log_probs(language_model: LanguageModel, batch: _Batch) -> Tensor:
+    """Log-probabilities (B, R, vocabulary) of what comes at each response position, in fp32."""
+    with torch.inference_mode():
+        logits = language_model.model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=batch.response_mask.shape[1] + 1,
+        ).logits
+        log_probs: Tensor = logits[:, :-1].float().log_softmax(-1)
+        return log_probs
+
+
+def _batches(
+    language_model: LanguageModel, sequences: Sequences, batch_tokens: int
+) -> Iterator[_Batch]:
+    for index, (prompt, response) in enumerate(sequences):
+        if not prompt or not response:
+            raise InputError(f"sequence {index}: expected a prompt and a response with tokens")
+    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
+    batch: list[int] = []
+    for index in order:
+        widths = [max(len(sequences[i][side]) for i in (*batch, index)) for side in (0, 1)]
+        if batch and (len(batch) + 1) * sum(widths) > batch_tokens:
+            yield _pad(language_model, sequences, batch)
+            batch = []
+        batch.append(index)
+    if batch:
+        yield _pad(language_model, sequences, batch)
+
+
+def _pad(language_model: LanguageModel, sequences: Sequences, indices: list[int]) -> _Batch:
+    prompts = [sequences[i][0] for i in indices]
+    responses = [sequences[i][1] for i in indices]
+    p, r = max(map(len, prompts)), max(map(len, responses))
+    ids = np.full((len(indices), p + r), language_model.tokenizer.pad_token_id)
+    mask = np.zeros((len(indices), p + r), np.int64)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        columns = slice(p - len(prompt), p + len(response))
+        ids[row, columns] = [*prompt, *response]
+        mask[row, columns] = 1
+    device = language_model.device
+    positions = np.maximum(mask.cumsum(1) - 1, 0)
+    return _Batch(
+        indices,
+        torch.from_numpy(ids).to(device),
+        torch.from_numpy(mask).to(device),
+        torch.from_numpy(positions).to(device),
+        p,
+        torch.from_numpy(mask[:, p:].astype(np.float32)).to(device),
+    )

@@ -1,0 +1,360 @@
+"""From traits to a bundle: contrast pairs, subspaces, layers, edits, doses.
+
+Every step that takes long leaves its result in a work folder, so a build that was killed goes on
+where it stopped and gives the same bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from tqdm import tqdm
+
+from steer.activations import Pooling, read_activations
+from steer.bundle import Bundle, TraitEntry
+from steer.chat import render
+from steer.contrast import SAMPLING, PairSet, generate_pairs
+from steer.dose import (
+    SEARCH_DECODING,
+    DoseSearch,
+    DoseTrial,
+    reference_meter,
+    search_dose,
+)
+from steer.edits import Edit, additive, two_step
+from steer.errors import DataError, InputError
+from steer.generation import encode, generate_batch
+from steer.hooks import Scope
+from steer.likelihood import KLMeter, log_ratio
+from steer.measures import TRAIT_MEASURES
+from steer.models import LanguageModel, load_model
+from steer.prompts import load_prompts
+from steer.resources import atomic_path, cache_dir
+from steer.subspace import Subspace, choose_layers, fit_subspace
+from steer.traits import Trait, load_traits
+from steer.versions import versions
+
+Method = Literal["mean-difference", "svd", "ccs", "probe", "two-step", "two-step-sign-safe"]
+Layers = Literal["ccs-jump", "middle", "gain"]
+
+# Below this cosine agreement a trait's differences hardly share a direction.
+LOW_RELIABILITY = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a bundle is built.
+
+    Attributes:
+        method: Which edit is made of a subspace.
+        layers: Which layers are edited: "ccs-jump" (CHAMELEON's rule), "middle" (a fixed window
+            of the model's depth), or "gain" (both are tried, the larger gain on develop prompts
+            is kept).
+        prompts: Number of extract prompts, and so of pairs before any are dropped.
+        develop_prompts: Number of develop prompts on which doses are searched.
+        pooling: How a response's activations become one vector.
+        scope: Where edits act.
+        kls: Doses that are tried, in nats per token.
+        seed: Seeds sampling, CCS and its held-out pairs.
+    """
+
+    method: Method = "mean-difference"
+    layers: Layers = "gain"
+    prompts: int = 64
+    develop_prompts: int = 20
+    pooling: Pooling = "mean"
+    scope: Scope = "response"
+    kls: tuple[float, ...] = (0.1, 0.2, 0.35, 0.55, 0.8)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise InputError(f"method: expected one of {get_args(Method)}, got {self.method!r}")
+        if self.layers not in get_args(Layers):
+            raise InputError(f"layers: expected one of {get_args(Layers)}, got {self.layers!r}")
+        for name, split in (("prompts", 300), ("develop_prompts", 100)):
+            if not 8 <= getattr(self, name) <= split:
+                raise InputError(f"{name}: expected 8 to {split}, got {getattr(self, name)}")
+
+
+def build(
+    model: str | Path | LanguageModel | None = None,
+    traits: Sequence[Trait | str] | None = None,
+    *,
+    recipe: Recipe | None = None,
+    work_dir: str | Path | None = None,
+    progress: bool = False,
+) -> Bundle:
+    """Build a bundle: everything from the model's own answers, no training.
+
+    Args:
+        model: Local folder, hub id or loaded model; None for the packaged SmolLM2.
+        traits: `Trait` values or names of built-in ones; None for all built-in traits.
+        recipe: How it is built.
+        work_dir: Where pairs and doses are kept, so that a later call goes on; None for a folder
+            in the user cache that belongs to the model and the recipe.
+        progress: Show progress bars when on a terminal.
+
+    Raises:
+        ModelError: If the model cannot be loaded.
+        TraitError: If a trait is not known or invalid.
+        DataError: If a trait leaves too few usable pairs, or the work folder belongs to a build
+            with other settings.
+        CalibrationError: If no dose leaves a trait's answers whole.
+    """
+    recipe = recipe or Recipe()
+    chosen = _traits(traits)
+    language_model = model if isinstance(model, LanguageModel) else load_model(model)
+    folder = Path(work_dir) if work_dir is not None else _work_dir(language_model, recipe)
+    context = _prepare(language_model, recipe)
+    entries = {}
+    bar = tqdm(chosen, desc="traits", disable=None if progress else True)
+    for trait in bar:
+        bar.set_postfix_str(trait.name)
+        entries[trait.name] = _build_trait(language_model, trait, recipe, folder, context, progress)
+    return Bundle(
+        model=language_model.name,
+        fingerprint=language_model.fingerprint,
+        scope=recipe.scope,
+        traits=entries,
+        settings=_json({"recipe": asdict(recipe), "sampling": asdict(SAMPLING)}),
+        versions=versions(),
+    )
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What all traits share: develop prompts, the unsteered answers, the divergence meter."""
+
+    prompts: tuple[str, ...]
+    unsteered: tuple[str, ...]
+    meter: KLMeter
+
+
+def _prepare(language_model: LanguageModel, recipe: Recipe) -> _Context:
+    prompts = tuple(prompt.text for prompt in load_prompts("develop")[: recipe.develop_prompts])
+    texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
+    answers = generate_batch(language_model, texts, SEARCH_DECODING)
+    return _Context(
+        prompts,
+        tuple(answer.text for answer in answers),
+        reference_meter(language_model, prompts[:8], scope=recipe.scope),
+    )
+
+
+def _build_trait(
+    language_model: LanguageModel,
+    trait: Trait,
+    recipe: Recipe,
+    folder: Path,
+    context: _Context,
+    progress: bool,
+) -> TraitEntry:
+    pair_set = generate_pairs(
+        language_model,
+        trait,
+        load_prompts("extract")[: recipe.prompts],
+        folder / "pairs" / f"{trait.name}.jsonl",
+        seed=recipe.seed,
+        progress=progress,
+    )
+    subspace = _fit(language_model, pair_set, recipe)
+    measure = TRAIT_MEASURES.get(trait.name)
+    best: tuple[Edit, DoseSearch, str] | None = None
+    for rule, layers in candidate_layers(subspace, recipe.layers).items():
+        edit = make_edit(subspace, layers, recipe.method)
+        search = _dose(language_model, trait, edit, recipe, folder, context)
+        if best is None or search.chosen.gain > best[1].chosen.gain:
+            best = (edit, search, rule)
+    assert best is not None, "there is at least one layer rule"
+    edit, search, rule = best
+    kept = len(pair_set.pairs)
+    return TraitEntry(
+        name=trait.name,
+        description=trait.description,
+        positive=trait.positive.pole,
+        negative=trait.negative.pole,
+        edit=search.chosen.factor * edit,
+        dose=search.chosen.kl,
+        method=recipe.method,
+        reliability=subspace.reliability,
+        ccs_loss={index: layer.ccs.loss for index, layer in subspace.layers.items()},
+        direction_norm={
+            index: float(np.linalg.norm(layer.mean_difference))
+            for index, layer in subspace.layers.items()
+        },
+        statistics={
+            "layer rule": rule,
+            "factor": search.chosen.factor,
+            "measure": "log-ratio, nats per token" if measure is None else measure.name,
+            "gain on develop prompts": search.chosen.gain,
+            "incoherent": search.chosen.incoherent,
+            "incoherent, unsteered": search.unsteered.incoherent,
+            "relevant": search.chosen.relevant,
+            "relevant, unsteered": search.unsteered.relevant,
+            "pairs kept": kept,
+            **{f"pairs dropped, {why}": count for why, count in pair_set.dropped.items()},
+        },
+    )
+
+
+def _fit(language_model: LanguageModel, pair_set: PairSet, recipe: Recipe) -> Subspace:
+    if len(pair_set.pairs) < 8:
+        raise DataError(
+            f"trait {pair_set.trait!r}: only {len(pair_set.pairs)} usable pairs (dropped: "
+            f"{dict(pair_set.dropped)}); expected at least 8. Use more prompts, or instructions "
+            "that this model follows"
+        )
+    depth = len(language_model.layers)
+    layers = range(round(0.2 * depth), max(round(0.8 * depth), round(0.2 * depth) + 1))
+    answers = [pair.positive for pair in pair_set.pairs]
+    answers += [pair.negative for pair in pair_set.pairs]
+    sequences = []
+    for answer in answers:
+        text = render(language_model.tokenizer, answer.request)
+        prompt = encode(language_model, [text])["input_ids"][0].tolist()
+        sequences.append((prompt, answer.tokens))
+    read = read_activations(language_model, sequences, layers, pooling=recipe.pooling)
+    half = len(pair_set.pairs)
+    return fit_subspace(
+        pair_set.trait,
+        {layer: values[:half] for layer, values in read.items()},
+        {layer: values[half:] for layer, values in read.items()},
+        # The pairs of a trait differ by much the same vector everywhere; class-wise means would
+        # subtract exactly that, and CCS then finds nothing (README, "How it works").
+        normalisation="common",
+        seed=recipe.seed,
+    )
+
+
+def candidate_layers(subspace: Subspace, rule: Layers) -> dict[str, tuple[int, ...]]:
+    """Layer sets by the name of the rule that proposes them; several for rule "gain".
+
+    "middle" is the window from a quarter to two thirds of the depth that was read, the part of
+    the network in which mean-difference edits are reported to work best (arXiv 2312.06681).
+    """
+    losses = {index: layer.ccs.loss for index, layer in subspace.layers.items()}
+    first, last = min(losses), max(losses)
+    middle = range(first + (last - first) // 8, first + round(0.75 * (last - first)) + 1)
+    sets = {"ccs-jump": choose_layers(losses, rule="ccs-jump"), "middle": tuple(middle)}
+    return sets if rule == "gain" else {rule: sets[rule]}
+
+
+def make_edit(subspace: Subspace, layers: Sequence[int], method: Method) -> Edit:
+    """The edit of a subspace at some layers, before its dose is set.
+
+    Additive edits have the length of the mean difference at each layer, spread over the layers,
+    whatever their direction: so factor 1 is of the size of the difference between the poles.
+    """
+    chosen = {layer: subspace.layers[layer] for layer in layers}
+    if method in ("two-step", "two-step-sign-safe"):
+        # CCS's normal points to the positive pole; what is to be removed lies the other way.
+        return two_step(
+            {layer: one.theta_p[0] for layer, one in chosen.items()},
+            {layer: -one.theta_n for layer, one in chosen.items()},
+            sign_safe=method == "two-step-sign-safe",
+        )
+    directions = {
+        "mean-difference": lambda one: one.mean_difference / np.linalg.norm(one.mean_difference),
+        "svd": lambda one: one.theta_p[0],
+        "ccs": lambda one: one.theta_n,
+        "probe": lambda one: one.probe,
+    }
+    return additive(
+        {
+            layer: directions[method](one)
+            * np.float32(np.linalg.norm(one.mean_difference) / len(chosen))
+            for layer, one in chosen.items()
+        }
+    )
+
+
+def _dose(
+    language_model: LanguageModel,
+    trait: Trait,
+    edit: Edit,
+    recipe: Recipe,
+    folder: Path,
+    context: _Context,
+) -> DoseSearch:
+    """Search the dose, or read what an earlier run found for exactly this edit."""
+    key = hashlib.sha256(
+        json.dumps(
+            [asdict(trait), asdict(recipe), language_model.fingerprint.to_dict()], sort_keys=True
+        ).encode()
+        + b"".join(
+            layer.e.tobytes() + (layer.u * layer.c).tobytes() + str(index).encode()
+            for index, layer in edit.layers.items()
+        )
+    ).hexdigest()[:16]
+    path = folder / "doses" / f"{trait.name}-{key}.json"
+    if path.exists():
+        return _read_search(path)
+    measure = TRAIT_MEASURES.get(trait.name)
+
+    def gain(prompts: Sequence[str], answers: Sequence[str]) -> float:
+        if measure is None:
+            return float(np.mean(log_ratio(language_model, trait, prompts, answers)))
+        return measure.sign * float(np.mean([measure.value(answer) for answer in answers]))
+
+    search = search_dose(
+        language_model,
+        edit,
+        context.prompts,
+        gain,
+        meter=context.meter,
+        kls=recipe.kls,
+        scope=recipe.scope,
+        unsteered=context.unsteered,
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(asdict(search), indent=1), encoding="utf-8")
+    return search
+
+
+def _read_search(path: Path) -> DoseSearch:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return DoseSearch(
+            DoseTrial(**content["chosen"]),
+            DoseTrial(**content["unsteered"]),
+            tuple(DoseTrial(**trial) for trial in content["trials"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a stored dose search ({error}); delete it") from error
+
+
+def _traits(traits: Sequence[Trait | str] | None) -> list[Trait]:
+    known = load_traits()
+    if traits is None:
+        return list(known.values())
+    if isinstance(traits, str) or not traits:
+        raise InputError(f"traits: expected a non-empty list, got {traits!r}")
+    chosen: dict[str, Trait] = {}
+    for trait in traits:
+        if isinstance(trait, str):
+            if trait not in known:
+                raise InputError(f"unknown trait {trait!r}; known traits: {', '.join(known)}")
+            trait = known[trait]
+        if trait.name in chosen:
+            raise InputError(f"trait {trait.name!r} is given twice")
+        chosen[trait.name] = trait
+    return list(chosen.values())
+
+
+def _work_dir(language_model: LanguageModel, recipe: Recipe) -> Path:
+    # Everything that pairs depend on, so that a changed setting finds an empty folder.
+    key = json.dumps([recipe.prompts, recipe.seed, versions()], sort_keys=True)
+    name = hashlib.sha256(key.encode()).hexdigest()[:8]
+    return cache_dir() / "builds" / f"{language_model.fingerprint.weights[:12]}-{name}"
+
+
+def _json(value: Any) -> Mapping[str, Any]:
+    parsed: Mapping[str, Any] = json.loads(json.dumps(value))
+    return parsed
