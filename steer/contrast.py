@@ -117,7 +117,7 @@ def generate_pairs(
         if len(lines) < done + 2 * len(batch):
             break
         done += 2 * len(batch)
-    answers = [_answer(line) for line in lines[:done]]
+    answers = [_answer(path, line) for line in lines[:done]]
     _rewrite(path, header, lines[:done])
     bar = tqdm(
         total=2 * len(prompts), initial=done, desc=trait.name, disable=None if progress else True
@@ -145,9 +145,9 @@ def read_pairs(path: Path) -> PairSet:
     """
     lines = _read_lines(path)
     header, rows = lines[0], lines[1:]
-    if header.get("format") != FORMAT or len(rows) != 2 * len(header["prompts"]):
+    if header.get("format") != FORMAT or len(rows) != 2 * len(header.get("prompts", ())):
         raise DataError(f"{path}: not a finished file of contrast data; build it again")
-    return _select(header["trait"]["name"], [_answer(row) for row in rows])
+    return _select(header["trait"]["name"], [_answer(path, row) for row in rows])
 
 
 def _generate(
@@ -247,7 +247,10 @@ def _rewrite(path: Path, header: dict[str, Any], lines: Sequence[dict[str, Any]]
         file.writelines(json.dumps(line) + "\n" for line in (header, *lines))
 
 
-def _answer(line: Mapping[str, Any]) -> Answer:
-    return Answer(
-        line["prompt_id"], line["pole"], line["request"], line["text"], tuple(line["tokens"])
-    )
+def _answer(path: Path, line: Mapping[str, Any]) -> Answer:
+    try:
+        return Answer(
+            line["prompt_id"], line["pole"], line["request"], line["text"], tuple(line["tokens"])
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: a line is not an answer ({error!r}); delete the file") from error

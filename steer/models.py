@@ -21,6 +21,7 @@ from transformers import (
 from steer.errors import InputError, ModelError, UnsupportedModelError, UntestedModelWarning
 from steer.packaged import NAME as PACKAGED_NAME
 from steer.packaged import packaged_model_dir
+from steer.quiet import no_progress_bars
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,9 @@ def load_model(
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        with no_progress_bars():
+            loaded = AutoModelForCausalLM.from_pretrained(source, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(
             f"model {name!r} could not be loaded: {error}. Expected a local folder with a "

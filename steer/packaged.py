@@ -19,6 +19,7 @@ from tokenizers import decoders, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from steer.errors import ModelError
+from steer.quiet import no_progress_bars
 from steer.resources import cache_dir
 
 NAME = "SmolLM2-135M-Instruct"
@@ -64,7 +65,8 @@ def packaged_model_dir() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        _convert(source, temporary)
+        with no_progress_bars():
+            _convert(source, temporary)
         try:
             os.rename(temporary, folder)
         except OSError:

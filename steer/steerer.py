@@ -16,7 +16,7 @@ from steer.bundle import Bundle
 from steer.chat import Chat, is_chat, render
 from steer.edits import ZERO, Edit, compose
 from steer.errors import InputError
-from steer.generation import Decoding, DecodingOptions, generate_batch
+from steer.generation import Decoding, DecodingOptions, Generated, generate_batch
 from steer.hooks import attach
 from steer.models import LanguageModel, load_model
 from steer.resources import data_dir
@@ -148,16 +148,41 @@ class Steerer:
             InputError: If a prompt, weights or an option is not usable.
         """
         decoding = Decoding.from_options(options)
-        single = isinstance(prompt, str) or is_chat(prompt)
-        prompts: Sequence[Any] = [prompt] if single else prompt
-        if not isinstance(prompts, Sequence) or not prompts:
-            raise InputError(f"expected a prompt or a non-empty list of prompts, got {prompt!r}")
+        if isinstance(prompt, str) or is_chat(prompt):
+            return self.answer([prompt], weights, strength=strength, seed=seed, decoding=decoding)[
+                0
+            ].text
+        answers = self.answer(prompt, weights, strength=strength, seed=seed, decoding=decoding)
+        return [answer.text for answer in answers]
+
+    def answer(
+        self,
+        prompts: Sequence[Any],
+        weights: Weights | Sequence[Weights | None] | None = None,
+        *,
+        strength: float = 1.0,
+        seed: int | None = None,
+        decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
+    ) -> list[Generated]:
+        """Answer a batch; like `generate`, with token ids and whether each answer ended.
+
+        Args:
+            prompts: Texts or chats.
+            weights: For all prompts, or one per prompt.
+            strength: 0 is the unsteered model exactly, 1 the default dose.
+            seed: Makes sampling repeatable.
+            decoding: How tokens are chosen.
+
+        Raises:
+            InputError: If a prompt, weights or an option is not usable.
+        """
+        if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
+            raise InputError(f"expected a prompt or a non-empty list of prompts, got {prompts!r}")
         if isinstance(weights, Sequence) and len(weights) != len(prompts):
             raise InputError(f"got {len(weights)} weights for {len(prompts)} prompts")
-        texts = [render(self.language_model.tokenizer, one) for one in prompts]
+        texts = [render(self.language_model.tokenizer, prompt) for prompt in prompts]
         with self.steer(weights, strength=strength):
-            answers = generate_batch(self.language_model, texts, decoding, seed=seed)
-        return answers[0].text if single else [answer.text for answer in answers]
+            return generate_batch(self.language_model, texts, decoding, seed=seed)
 
     def stream(
         self,

@@ -1,0 +1,227 @@
+"""Measure the default bundle on the report prompts, which nothing was tuned on.
+
+Every setting answers all report prompts; answers are stored one file a setting, so the run can be
+interrupted, resumed, and split over processes with `--settings`. When all are there the table is
+written.
+
+    python experiments/report.py                       # everything: about an hour on two cores
+    python experiments/report.py --settings brevity    # one setting; run several side by side
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import steer
+from steer.generation import Decoding
+from steer.measures import TRAIT_MEASURES, is_broken, is_looping
+from steer.prompts import load_prompts
+from steer.relevance import THRESHOLD, embed, relevance
+from steer.resources import atomic_path
+from steer.steerer import DEFAULT_BUNDLE, Steerer
+from steer.versions import versions
+
+HERE = Path(__file__).parent
+UNSTEERED = "unsteered"
+
+
+def main() -> None:
+    """Parse arguments, generate what is missing, and write the table when all is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=None, help="local folder or hub id")
+    parser.add_argument("--bundle", default=None, help="bundle file")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "report")
+    parser.add_argument("--settings", nargs="*", default=None, help="unsteered and trait names")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--max-new-tokens", type=int, default=384)
+    parser.add_argument("--plain", action="store_true", help="greedy without repetition penalty")
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    all_settings = [UNSTEERED, *TRAIT_MEASURES]
+    decoding = Decoding(max_new_tokens=arguments.max_new_tokens)
+    if arguments.plain:
+        decoding = Decoding(max_new_tokens=arguments.max_new_tokens, repetition_penalty=1.0)
+    steerer = steer.load(arguments.model, arguments.bundle)
+    for setting in arguments.settings or all_settings:
+        answer_all(steerer, setting, decoding, arguments)
+    paths = {setting: arguments.output / f"{setting}.jsonl" for setting in all_settings}
+    if all(path.exists() for path in paths.values()):
+        write_table(steerer, paths, decoding, arguments.output)
+
+
+def answer_all(
+    steerer: Steerer, setting: str, decoding: Decoding, arguments: argparse.Namespace
+) -> None:
+    """Answer all report prompts under one setting into its file; finished files are kept."""
+    path = arguments.output / f"{setting}.jsonl"
+    if path.exists():
+        return
+    prompts = sorted(load_prompts("report")[: arguments.prompts], key=lambda p: len(p.text))
+    weights = None if setting == UNSTEERED else {setting: 1.0}
+    rows = []
+    for start in tqdm(range(0, len(prompts), arguments.batch), desc=setting, disable=None):
+        batch = prompts[start : start + arguments.batch]
+        answers = steerer.answer([p.text for p in batch], weights, decoding=decoding)
+        rows += [
+            {"id": p.id, "text": a.text, "tokens": len(a.tokens), "ended": a.ended}
+            for p, a in zip(batch, answers, strict=True)
+        ]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in sorted(rows, key=row_id)))
+
+
+def row_id(row: dict[str, Any]) -> str:
+    """Sorting key."""
+    return str(row["id"])
+
+
+def interval(values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> list[float]:
+    """95% bootstrap interval over prompts, seeded."""
+    rng = np.random.default_rng(0)
+    draws = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(2000)]
+    return [float(x) for x in np.quantile(draws, [0.025, 0.975])]
+
+
+def write_table(steerer: Steerer, paths: dict[str, Path], decoding: Decoding, output: Path) -> None:
+    """Summarise all settings into `summary.json` and `summary.md`."""
+    answers = {
+        setting: [json.loads(line) for line in path.read_text().splitlines()]
+        for setting, path in paths.items()
+    }
+    texts = {p.id: p.text for p in load_prompts("report")}
+    prompts = [texts[row["id"]] for row in answers[UNSTEERED]]
+    base = answers[UNSTEERED]
+    rows = {s: summarise(s, prompts, base, answers[s]) for s in answers}
+    summary = {
+        "model": steerer.language_model.name,
+        "fingerprint": str(steerer.language_model.fingerprint),
+        "bundle": DEFAULT_BUNDLE,
+        "doses, nats per token": {n: e.dose for n, e in steerer.bundle.traits.items()},
+        "decoding": asdict(decoding),
+        "prompts": len(prompts),
+        "versions": versions(),
+        "command": " ".join(["python", "experiments/report.py", *sys.argv[1:]]),
+        "relevance threshold": THRESHOLD,
+        "answers to other prompts above the threshold": shuffled_share(prompts, base),
+        "settings": rows,
+    }
+    with atomic_path(output / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1))
+    with atomic_path(output / "summary.md") as temporary:
+        temporary.write_text(markdown(rows, decoding))
+    print(markdown(rows, decoding))
+
+
+def shuffled_share(prompts: Sequence[str], base: Sequence[dict[str, Any]]) -> float:
+    """How often an answer passes as relevant to a prompt that it does not belong to."""
+    similarity = embed(prompts) @ embed([row["text"] for row in base]).T
+    others = similarity[~np.eye(len(prompts), dtype=bool)]
+    return float((others >= THRESHOLD).mean())
+
+
+def summarise(
+    setting: str,
+    prompts: Sequence[str],
+    base: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """Coherence of a setting, and what its trait's measure says, with intervals."""
+    after = [row["text"] for row in rows]
+    similar = relevance(prompts, after)
+    looping = np.array([is_looping(text) for text in after])
+    broken = np.array([is_broken(text) for text in after])
+    ended = np.array([row["ended"] for row in rows])
+    result: dict[str, Any] = {
+        "tokens": float(np.mean([row["tokens"] for row in rows])),
+        "ended": float(ended.mean()),
+        "looping": float(looping.mean()),
+        "broken": float(broken.mean()),
+        "incoherent": float((looping | broken).mean()),
+        "incoherent, interval": interval((looping | broken).astype(float), np.mean),
+        "relevance": float(similar.mean()),
+        "relevant": float((similar >= THRESHOLD).mean()),
+    }
+    if setting == UNSTEERED:
+        return result
+    measure = TRAIT_MEASURES[setting]
+    values = np.array(
+        [
+            (measure.value(b["text"]), measure.value(text))
+            for b, text in zip(base, after, strict=True)
+        ]
+    )
+    change = values[:, 1] - values[:, 0]
+    result |= {
+        "measure": measure.name,
+        "direction": measure.sign,
+        "unsteered": float(values[:, 0].mean()),
+        "steered": float(values[:, 1].mean()),
+        "change": float(change.mean()),
+        "change, interval": interval(change, np.mean),
+        "moved the wrong way": float((measure.sign * change < 0).mean()),
+    }
+    if setting == "brevity":
+        # An answer that was cut, left the subject or fell apart is no brief answer: it counts
+        # with the length of the unsteered one.
+        counts = ended & (similar >= THRESHOLD) & ~looping & ~broken
+        before = np.array([row["tokens"] for row in base], float)
+        now = np.where(counts, [row["tokens"] for row in rows], before)
+        pairs = np.stack([before, now], axis=1)
+
+        def fewer(sample: np.ndarray) -> float:
+            return float(1 - sample[:, 1].sum() / sample[:, 0].sum())
+
+        result |= {
+            "count as brief": float(counts.mean()),
+            "fewer tokens": fewer(pairs),
+            "fewer tokens, interval": interval(pairs, fewer),
+        }
+    return result
+
+
+def markdown(rows: dict[str, dict[str, Any]], decoding: Decoding) -> str:
+    """The table as Markdown."""
+    lines = [
+        f"Greedy decoding, repetition penalty {decoding.repetition_penalty}, at most "
+        f"{decoding.max_new_tokens} tokens.",
+        "",
+        "| setting | tokens | measure | unsteered | steered | change (95%) | wrong way "
+        "| looping or broken | relevant |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for setting, row in rows.items():
+        coherence = f"{row['incoherent']:.1%} | {row['relevant']:.1%} |"
+        if setting == UNSTEERED:
+            lines.append(f"| {setting} | {row['tokens']:.0f} | | | | | | {coherence}")
+            continue
+        low, high = row["change, interval"]
+        lines.append(
+            f"| {setting} | {row['tokens']:.0f} | {row['measure']} | {row['unsteered']:.2f} | "
+            f"{row['steered']:.2f} | {row['change']:+.2f} ({low:+.2f} to {high:+.2f}) | "
+            f"{row['moved the wrong way']:.0%} | {coherence}"
+        )
+    brief = rows["brevity"]
+    low, high = brief["fewer tokens, interval"]
+    lines += [
+        "",
+        f"Brevity: {brief['fewer tokens']:.1%} fewer tokens ({low:.1%} to {high:.1%}), counting "
+        f"an answer only if it ends by itself, is coherent and relevant "
+        f"({brief['count as brief']:.1%} do); any other counts with its unsteered length.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
