@@ -122,6 +122,7 @@ def write_table(steerer: Steerer, paths: dict[str, Path], decoding: Decoding, ou
     with atomic_path(output / "summary.md") as temporary:
         temporary.write_text(markdown(rows, decoding))
     print(markdown(rows, decoding))
+    draw(rows, output / "changes.png")
 
 
 def shuffled_share(prompts: Sequence[str], base: Sequence[dict[str, Any]]) -> float:
@@ -167,7 +168,9 @@ def summarise(
         "measure": measure.name,
         "direction": measure.sign,
         "unsteered": float(values[:, 0].mean()),
+        "unsteered, interval": interval(values[:, 0], np.mean),
         "steered": float(values[:, 1].mean()),
+        "steered, interval": interval(values[:, 1], np.mean),
         "change": float(change.mean()),
         "change, interval": interval(change, np.mean),
         "moved the wrong way": float((measure.sign * change < 0).mean()),
@@ -221,6 +224,63 @@ def markdown(rows: dict[str, dict[str, Any]], decoding: Decoding) -> str:
         f"({brief['count as brief']:.1%} do); any other counts with its unsteered length.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """One panel a trait: its measure without and with steering; and one for coherence."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    traits = [setting for setting in rows if setting != UNSTEERED]
+    grey, blue = "#9aa0a6", "#1f6fb2"
+    figure, axes = plt.subplots(1, len(traits) + 1, figsize=(14, 3.6), layout="constrained")
+    for axis, trait in zip(axes, traits, strict=False):
+        row = rows[trait]
+        for x, (key, colour) in enumerate((("unsteered", grey), ("steered", blue))):
+            low, high = row[f"{key}, interval"]
+            axis.bar(x, row[key], color=colour, width=0.7)
+            axis.errorbar(
+                x,
+                row[key],
+                yerr=[[row[key] - low], [high - row[key]]],
+                color="#202124",
+                capsize=4,
+                lw=1.2,
+            )
+        axis.set_xticks([0, 1], ["unsteered", "steered"])
+        towards = "more" if row["direction"] > 0 else "less"
+        axis.set_title(f"{trait}\n", fontsize=12, fontweight="bold")
+        axis.text(
+            0.5,
+            1.02,
+            f"{row['measure']}\n({towards} is the trait)",
+            transform=axis.transAxes,
+            ha="center",
+            fontsize=8,
+        )
+        axis.spines[["top", "right"]].set_visible(False)
+    axis = axes[-1]
+    names = list(rows)
+    axis.barh(
+        names[::-1],
+        [100 * rows[name]["incoherent"] for name in names[::-1]],
+        color=[grey if name == UNSTEERED else blue for name in names[::-1]],
+    )
+    axis.set_title("coherence\n", fontsize=12, fontweight="bold")
+    axis.text(
+        0.5,
+        1.02,
+        "% of answers that loop or are broken\n(less is better)",
+        transform=axis.transAxes,
+        ha="center",
+        fontsize=8,
+    )
+    axis.spines[["top", "right"]].set_visible(False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,54 @@
 
 >>> import steer
 >>> steer.generate("How do I sleep better?", {"brevity": 1.0})  # doctest: +SKIP
+
+Names are imported when they are first used, so that a part of the package needs only its own
+dependencies: `steer.hooks`, say, needs torch and transformers and nothing else.
 """
 
-from steer.bundle import Bundle
-from steer.dose import calibrate
-from steer.edits import Edit
-from steer.errors import SteerError
-from steer.models import LanguageModel, load_model
-from steer.pipeline import Recipe, build
-from steer.quick import generate
-from steer.steerer import Steerer, load
-from steer.traits import Trait, load_traits, read_trait
-from steer.versions import __version__
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from steer.bundle import Bundle
+    from steer.dose import calibrate
+    from steer.edits import Edit
+    from steer.errors import SteerError
+    from steer.models import LanguageModel, load_model
+    from steer.pipeline import Recipe, build
+    from steer.quick import generate
+    from steer.steerer import Steerer, load
+    from steer.traits import Trait, load_traits, read_trait
+    from steer.versions import __version__
+else:
+    _MODULES = {
+        "Bundle": "bundle",
+        "Edit": "edits",
+        "LanguageModel": "models",
+        "Recipe": "pipeline",
+        "SteerError": "errors",
+        "Steerer": "steerer",
+        "Trait": "traits",
+        "__version__": "versions",
+        "build": "pipeline",
+        "calibrate": "dose",
+        "generate": "quick",
+        "load": "steerer",
+        "load_model": "models",
+        "load_traits": "traits",
+        "read_trait": "traits",
+    }
+
+    def __getattr__(name):
+        if name not in _MODULES:
+            raise AttributeError(f"module 'steer' has no attribute {name!r}")
+        value = getattr(import_module(f"steer.{_MODULES[name]}"), name)
+        globals()[name] = value  # the next look-up finds it directly
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *_MODULES})
+
 
 __all__ = [
     "Bundle",

@@ -145,7 +145,8 @@ def read_pairs(path: Path) -> PairSet:
     """
     lines = _read_lines(path)
     header, rows = lines[0], lines[1:]
-    if header.get("format") != FORMAT or len(rows) != 2 * len(header.get("prompts", ())):
+    prompts = header.get("prompts")
+    if header.get("format") != FORMAT or not prompts or len(rows) != 2 * len(prompts):
         raise DataError(f"{path}: not a finished file of contrast data; build it again")
     return _select(header["trait"]["name"], [_answer(path, row) for row in rows])
 

@@ -30,7 +30,7 @@ Gain = Callable[[Sequence[str], Sequence[str]], float]
 _FACTORS = tuple(2.0**k for k in range(-6, 4))
 _KL_TOLERANCE = 0.02  # relative
 _REFERENCE = Decoding(max_new_tokens=48)
-SEARCH_DECODING = Decoding(max_new_tokens=96)
+SEARCH_DECODING = Decoding(max_new_tokens=160)
 
 
 @dataclass(frozen=True)
@@ -123,43 +123,38 @@ def calibrate(
     if edit.is_zero():
         raise InputError("the edit is zero; no factor gives it an effect")
     meter = meter or reference_meter(language_model, prompts, scope=scope)
-    scan: list[tuple[float, float]] = []
+    return _solve(meter, edit, kl, {})
+
+
+def _solve(meter: KLMeter, edit: Edit, kl: float, scan: dict[float, float]) -> Calibration:
+    """Calibrate; `scan` holds the divergences by factor that are known, and gets the new ones."""
+
+    def measure(factor: float) -> float:
+        if factor not in scan:
+            scan[factor] = meter.kl(factor * edit)
+        return scan[factor]
+
     low = 0.0
-    for factor in _FACTORS:
-        value = meter.kl(factor * edit)
-        scan.append((factor, value))
-        if value >= kl:
-            return _bisect(meter, edit, kl, low, factor, value, scan)
-        low = factor
-    largest = max(value for _, value in scan)
-    raise CalibrationError(
-        f"no factor up to {_FACTORS[-1]} reaches {kl} nats per token (largest: {largest:.3g}); "
-        "ask for less, or scale the edit up"
-    )
-
-
-def _bisect(
-    meter: KLMeter,
-    edit: Edit,
-    kl: float,
-    low: float,
-    high: float,
-    at_high: float,
-    scan: list[tuple[float, float]],
-) -> Calibration:
-    best = (high, at_high)
+    for high in _FACTORS:
+        if measure(high) >= kl:
+            break
+        low = high
+    else:
+        raise CalibrationError(
+            f"no factor up to {_FACTORS[-1]} reaches {kl} nats per token (largest: "
+            f"{max(scan.values()):.3g}); ask for less, or scale the edit up"
+        )
+    best = high
     for _ in range(20):
-        if abs(best[1] - kl) <= _KL_TOLERANCE * kl:
+        if abs(measure(best) - kl) <= _KL_TOLERANCE * kl:
             break
         middle = (low + high) / 2
-        value = meter.kl(middle * edit)
-        scan.append((middle, value))
-        best = min(best, (middle, value), key=lambda point: abs(point[1] - kl))
-        if value >= kl:
+        best = min(best, middle, key=lambda factor: abs(measure(factor) - kl))
+        if measure(middle) >= kl:
             high = middle
         else:
             low = middle
-    return Calibration(best[0], best[1], tuple(sorted(scan)))
+    return Calibration(best, measure(best), tuple(sorted(scan.items())))
 
 
 def search_dose(
@@ -169,7 +164,7 @@ def search_dose(
     gain: Gain,
     *,
     meter: KLMeter,
-    kls: Sequence[float] = (0.1, 0.2, 0.35, 0.55, 0.8),
+    kls: Sequence[float] = (0.1, 0.2, 0.35, 0.55),
     decoding: Decoding = SEARCH_DECODING,
     scope: Scope = "response",
     tolerance: float = 0.05,
@@ -198,10 +193,8 @@ def search_dose(
     Raises:
         CalibrationError: If not even the smallest dose leaves the answers whole.
     """
-    calibrations = [
-        calibrate(language_model, edit, prompts, kl=kl, scope=scope, meter=meter)
-        for kl in sorted(kls)
-    ]
+    scan: dict[float, float] = {}  # shared: the doses are on one curve
+    calibrations = [_solve(meter, edit, kl, scan) for kl in sorted(kls)]
     texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
     if unsteered is None:
         unsteered = [answer.text for answer in generate_batch(language_model, texts, decoding)]

@@ -35,6 +35,10 @@ class UntestedModelWarning(UserWarning):
     """Decoder layers were found by their shape, in a family that the test suite does not cover."""
 
 
+class LowReliabilityWarning(UserWarning):
+    """A trait's contrast pairs hardly agree on a direction, so it may not be steerable."""
+
+
 class DataError(SteerError):
     """Stored contrast data are missing, damaged, or were made by other settings."""
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -34,10 +35,12 @@ from steer.errors import (
     SteeringError,
 )
 from steer.kernel import Tables, edit_rows, gather
-from steer.models import LanguageModel
+from steer.models import LanguageModel, execution_device
 
 Scope = Literal["response", "all"]
 
+# transformers 4 reads a chunked prompt by calling `model.forward` itself.
+_CHUNKS_SKIP_HOOKS = transformers.__version__.startswith("4.")
 _MIN_ROWS = 32
 _MIN_COLUMNS = 2048
 
@@ -80,6 +83,7 @@ class _Site:
         self.fired = False
         self.gate = torch.empty(0)
         self.rows = self._allocate(_MIN_ROWS, 0)
+        self.batch = self.rows  # views of the leading rows that the current batch uses
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         # While a graph is traced the edit is always part of it (an inactive one adds zeros), so
@@ -88,7 +92,12 @@ class _Site:
             return None
         # Decoder layers return a tensor, or, in older transformers, a tuple that begins with it.
         h = output if isinstance(output, Tensor) else output[0]  # (B, T, d)
-        rows = Tables(*(part[: h.shape[0]] for part in self.rows))
+        # Taking four views costs as much as an additive edit, so they are kept from step to step. A
+        # graph takes its own, of the buffers, whose addresses it knows.
+        if torch.compiler.is_compiling() or self.batch.e.shape[0] != h.shape[0]:
+            rows = self._leading(h.shape[0])
+        else:
+            rows = self.batch
         edited = edit_rows(h, rows, self.gate[: h.shape[1]])
         # Written, never read here: a compiled graph replays the write without a guard.
         self.fired = True
@@ -99,17 +108,23 @@ class _Site:
         capacity, width_rank = self.rows.floor.shape
         if rows > capacity or rank > width_rank:
             self.rows = self._allocate(max(_power_of_two(rows), capacity), max(rank, width_rank))
+            self.batch = self.rows
 
     def fill(self, tables: Tables, row_index: Tensor) -> None:
         """Copy each row's edit into the buffers."""
-        for buffer, part in zip(self.rows, gather(tables, row_index), strict=True):
-            buffer[: part.shape[0]].copy_(part)
+        self.batch = self._leading(len(row_index))
+        for view, part in zip(self.batch, gather(tables, row_index), strict=True):
+            view.copy_(part)
 
     def clear(self) -> None:
         """Forget the edit: a compiled graph then adds zeros."""
         self.active = False
         self.rows.e.zero_()
         self.rows.u.zero_()
+        self.rows.v.zero_()  # in fp16 a projection may overflow, and infinity times 0 is not 0
+
+    def _leading(self, rows: int) -> Tables:
+        return Tables(*(part[:rows] for part in self.rows))
 
     def _allocate(self, rows: int, rank: int) -> Tables:
         d = self.width
@@ -137,6 +152,7 @@ class _Call:
         self.filled_rows = 0
         self.tables: dict[int, Tables] = {}
         self.opened = False
+        self.own_generate: Any = None  # what stood in the model's own `generate` attribute
 
     def begin(self, prompt_length: int | None, seen: int) -> None:
         """Start a new sequence of which `seen` columns are in the cache already."""
@@ -170,7 +186,7 @@ class Hooks:
         self._lock = threading.Lock()
         self._call: _Call | None = None
         self._sites = [
-            _Site(index, language_model.width, _device_of(layer), model.dtype)
+            _Site(index, language_model.width, execution_device(layer), model.dtype)
             for index, layer in enumerate(language_model.layers)
         ]
         self._gates: dict[torch.device, Tensor] = {}
@@ -217,12 +233,26 @@ class Hooks:
                 "this thread is already steering the model; add the edits and steer once"
             )
         with self._lock:
-            self._enter(call)
             try:
+                self._enter(call)
                 yield
                 self._check_fired(call)
             finally:
-                self._leave()
+                self._leave(call)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # So that a copy of the model is a model with hooks of its own.
+        if self._call is not None:
+            raise ConcurrentSteeringError(
+                "a model cannot be copied while it is being steered; leave the block first"
+            )
+        state = self.__dict__.copy()
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     def remove(self) -> None:
         """Take the hooks off the model; other hooks of the model are left alone.
@@ -281,12 +311,16 @@ class Hooks:
                 )
                 site.fired = False
                 site.active = True
+        call.own_generate = self._model.__dict__.get("generate")
         self._model.generate = self._watch_generate(self._model.generate, call)
         self._call = call
 
-    def _leave(self) -> None:
-        self._call = None
-        self._model.__dict__.pop("generate", None)
+    def _leave(self, call: _Call) -> None:
+        if self._call is call:
+            self._call = None
+            del self._model.generate
+            if call.own_generate is not None:
+                self._model.generate = call.own_generate
         with torch.inference_mode(False), torch.no_grad():
             for site in self._sites:
                 if site.active:
@@ -299,6 +333,14 @@ class Hooks:
         def watched(*args: Any, **kwargs: Any) -> Any:
             named = (kwargs.get(key) for key in ("inputs", "input_ids", "inputs_embeds"))
             inputs = next((x for x in (*args[:1], *named) if x is not None), None)
+            config = kwargs.get("generation_config") or self._model.generation_config
+            if _CHUNKS_SKIP_HOOKS and (
+                kwargs.get("prefill_chunk_size") or config.prefill_chunk_size
+            ):
+                raise SteeringError(
+                    "this version of transformers runs no hooks for a prompt that is read in "
+                    "chunks; drop prefill_chunk_size, or use transformers 5"
+                )
             cache = kwargs.get("past_key_values")
             call.begin(
                 prompt_length=1 if inputs is None else inputs.shape[1],
@@ -395,14 +437,6 @@ def attach(language_model: LanguageModel) -> Hooks:
         existing = Hooks(language_model)
         language_model.model.__dict__[_ATTRIBUTE] = existing
     return existing
-
-
-def _device_of(layer: nn.Module) -> torch.device:
-    offloaded = getattr(layer, "_hf_hook", None)  # accelerate moves such a layer before it runs
-    device = getattr(offloaded, "execution_device", None)
-    if device is not None:
-        return torch.device(device)
-    return next(layer.parameters()).device
 
 
 def _static(tensor: Tensor) -> Tensor:

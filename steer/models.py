@@ -123,7 +123,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Device on which token ids are expected."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+        return execution_device(self.model.get_input_embeddings())
 
 
 def load_model(
@@ -193,6 +193,15 @@ def wrap_model(
     return LanguageModel(name, model, tokenizer, layers, fingerprint(model, len(layers)))
 
 
+def execution_device(module: nn.Module) -> torch.device:
+    """Device on which a module computes, also where accelerate keeps its weights elsewhere."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
+
+
 def find_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
     """Decoder layers of a model, from the table of families, else by their shape.
 
@@ -205,7 +214,10 @@ def find_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
     model_type = model.config.model_type
     family = FAMILIES.get(model_type)
     if family is not None:
-        layers = model.get_submodule(family.path)
+        try:
+            layers = model.get_submodule(family.path)
+        except AttributeError:  # a model without its language head, say
+            layers = None
         tested = family.tested
     else:
         layers = _search_layers(model)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,7 +29,7 @@ from steer.dose import (
     search_dose,
 )
 from steer.edits import Edit, additive, two_step
-from steer.errors import DataError, InputError
+from steer.errors import DataError, InputError, LowReliabilityWarning
 from steer.generation import encode, generate_batch
 from steer.hooks import Scope
 from steer.likelihood import KLMeter, log_ratio
@@ -65,12 +66,12 @@ class Recipe:
     """
 
     method: Method = "mean-difference"
-    layers: Layers = "gain"
+    layers: Layers = "ccs-jump"
     prompts: int = 64
     develop_prompts: int = 20
     pooling: Pooling = "mean"
     scope: Scope = "response"
-    kls: tuple[float, ...] = (0.1, 0.2, 0.35, 0.55, 0.8)
+    kls: tuple[float, ...] = (0.1, 0.2, 0.35, 0.55)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,6 +91,7 @@ def build(
     recipe: Recipe | None = None,
     work_dir: str | Path | None = None,
     progress: bool = False,
+    on_subspace: Callable[[PairSet, Subspace], None] | None = None,
 ) -> Bundle:
     """Build a bundle: everything from the model's own answers, no training.
 
@@ -100,6 +102,8 @@ def build(
         work_dir: Where pairs and doses are kept, so that a later call goes on; None for a folder
             in the user cache that belongs to the model and the recipe.
         progress: Show progress bars when on a terminal.
+        on_subspace: Called with each trait's pairs and subspace before its edit is made, to
+            report how many pairs were kept and how reliable the trait is.
 
     Raises:
         ModelError: If the model cannot be loaded.
@@ -107,6 +111,9 @@ def build(
         DataError: If a trait leaves too few usable pairs, or the work folder belongs to a build
             with other settings.
         CalibrationError: If no dose leaves a trait's answers whole.
+
+    Warns:
+        LowReliabilityWarning: If a trait's pairs hardly agree on a direction.
     """
     recipe = recipe or Recipe()
     chosen = _traits(traits)
@@ -117,7 +124,27 @@ def build(
     bar = tqdm(chosen, desc="traits", disable=None if progress else True)
     for trait in bar:
         bar.set_postfix_str(trait.name)
-        entries[trait.name] = _build_trait(language_model, trait, recipe, folder, context, progress)
+        pair_set = generate_pairs(
+            language_model,
+            trait,
+            load_prompts("extract")[: recipe.prompts],
+            folder / "pairs" / f"{trait.name}.jsonl",
+            seed=recipe.seed,
+            progress=progress,
+        )
+        subspace = _fit(language_model, pair_set, recipe)
+        if on_subspace is not None:
+            on_subspace(pair_set, subspace)
+        if subspace.reliability < LOW_RELIABILITY:
+            warnings.warn(
+                f"trait {trait.name!r}: its pairs hardly agree on a direction (reliability "
+                f"{subspace.reliability:.2f} < {LOW_RELIABILITY}); expect a weak or uneven effect",
+                LowReliabilityWarning,
+                stacklevel=2,
+            )
+        entries[trait.name] = _build_trait(
+            language_model, trait, recipe, folder, context, pair_set, subspace
+        )
     return Bundle(
         model=language_model.name,
         fingerprint=language_model.fingerprint,
@@ -154,17 +181,9 @@ def _build_trait(
     recipe: Recipe,
     folder: Path,
     context: _Context,
-    progress: bool,
+    pair_set: PairSet,
+    subspace: Subspace,
 ) -> TraitEntry:
-    pair_set = generate_pairs(
-        language_model,
-        trait,
-        load_prompts("extract")[: recipe.prompts],
-        folder / "pairs" / f"{trait.name}.jsonl",
-        seed=recipe.seed,
-        progress=progress,
-    )
-    subspace = _fit(language_model, pair_set, recipe)
     measure = TRAIT_MEASURES.get(trait.name)
     best: tuple[Edit, DoseSearch, str] | None = None
     for rule, layers in candidate_layers(subspace, recipe.layers).items():

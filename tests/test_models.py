@@ -1,0 +1,209 @@
+"""`steer.models`: decoder layers of every family, fingerprints, loading from a folder."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import transformers
+from models import FAMILIES, LAYERS, PAD, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
+
+import steer.models
+from steer.errors import InputError, ModelError, UnsupportedModelError, UntestedModelWarning
+from steer.models import find_layers, fingerprint, load_model, wrap_model
+
+
+def print_of(model):
+    return fingerprint(model, LAYERS)
+
+
+# --- Decoder layers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_those_that_run_in_order(family):
+    model = tiny_model(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UntestedModelWarning)
+        layers = find_layers(model)
+    assert len(layers) == LAYERS
+    ran, widths = [], []
+    for index, layer in enumerate(layers):
+        layer.register_forward_pre_hook(lambda _, args, i=index: ran.append(i))
+        layer.register_forward_hook(
+            lambda _, args, out: widths.append(
+                (out if isinstance(out, torch.Tensor) else out[0]).shape
+            )
+        )
+    with torch.no_grad():
+        model(torch.tensor([[5, 6, 7]]))
+    assert ran == list(range(LAYERS))
+    assert widths == [(1, 3, WIDTH)] * LAYERS
+
+
+def test_every_family_marked_as_tested_is_tested():
+    tested = {name for name, family in steer.models.FAMILIES.items() if family.tested}
+    assert tested == set(FAMILIES)
+    assert {tiny_model(family).config.model_type for family in FAMILIES} == tested
+
+
+@pytest.mark.parametrize("family", ["stablelm", "cohere"])
+def test_other_families_are_found_by_shape_with_a_warning(family):
+    model = tiny_model(family)
+    with pytest.warns(UntestedModelWarning, match=family):
+        layers = find_layers(model)
+    assert layers == tuple(model.model.layers)
+
+
+def test_two_candidates_are_not_guessed_between():
+    config = transformers.T5Config(
+        d_model=16, d_ff=16, d_kv=4, num_heads=2, num_layers=2, vocab_size=VOCABULARY
+    )
+    with pytest.raises(UnsupportedModelError, match="T5"):
+        find_layers(transformers.T5ForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_without_its_language_head(family):
+    whole = tiny_model(family)
+    with pytest.raises(UnsupportedModelError, match=type(whole.base_model).__name__):
+        wrap_model(whole.base_model, tiny_tokenizer())
+
+
+def test_a_model_without_layers():
+    model = tiny_model("llama")
+    model.model.layers = torch.nn.ModuleList()
+    with pytest.raises(UnsupportedModelError, match="FAMILIES"):
+        find_layers(model)
+
+
+# --- Fingerprints --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_copies_of_a_bf16_checkpoint_agree(family):
+    checkpoint = tiny_model(family).to(torch.bfloat16)
+    prints = [
+        print_of(copy.deepcopy(checkpoint).to(dtype))
+        for dtype in (torch.bfloat16, torch.float32, torch.float16)
+    ]
+    assert prints[0] == prints[1] == prints[2]
+    assert prints[0] == print_of(copy.deepcopy(checkpoint))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_any_weight_row_counts(family):
+    model = tiny_model(family)
+    before = print_of(model)
+    for name, weight in model.named_parameters():
+        row = weight.data[-1].clone()
+        weight.data[-1] += 0.05
+        assert print_of(model) != before, name
+        weight.data[-1] = row
+    assert print_of(model) == before
+
+
+def test_a_row_of_a_weight_too_large_to_be_read_whole():
+    model = tiny_model("llama", hidden_size=256, intermediate_size=256)
+    before = print_of(model)
+    weight = model.model.layers[2].mlp.down_proj.weight
+    assert weight.numel() > steer.models._SAMPLED_ELEMENTS
+    for row in (0, 77, 255):
+        kept = weight.data[row].clone()
+        weight.data[row] *= 1.1
+        assert print_of(model) != before
+        weight.data[row] = kept
+    assert print_of(model) == before
+
+
+def test_noise_below_bf16_of_small_numbers_does_not_count():
+    model = tiny_model("llama").to(torch.bfloat16).float()
+    before = print_of(model)
+    model.model.layers[0].mlp.down_proj.weight.data[0, 0] = 0.0
+    zeroed = print_of(model)
+    model.model.layers[0].mlp.down_proj.weight.data[0, 0] = 1e-6  # zero in fp16, nearly
+    assert print_of(model) == zeroed != before
+
+
+def test_sizes_and_architecture_count():
+    prints = [
+        tiny("llama").fingerprint,
+        tiny("llama", seed=1).fingerprint,
+        tiny("llama", num_hidden_layers=3).fingerprint,
+        tiny("llama", hidden_size=16).fingerprint,
+        tiny("llama", vocab_size=VOCABULARY + 1).fingerprint,
+        tiny("mistral").fingerprint,  # the same weights under another name
+    ]
+    assert len(set(prints)) == len(prints)
+    assert len({str(p) for p in prints}) == len(prints)
+    assert prints[0].layers == LAYERS
+    assert prints[0].width == WIDTH
+    assert prints[0].vocabulary == VOCABULARY
+    assert prints[0] == tiny("llama").fingerprint
+    assert type(prints[0])(**prints[0].to_dict()) == prints[0]
+
+
+# --- Wrapping and loading ------------------------------------------------------------------------
+
+
+def test_wrapping_prepares_for_generation():
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side, tokenizer.pad_token = "right", None
+    language_model = wrap_model(tiny_model("llama").train(), tokenizer, name="mine")
+    assert language_model.name == "mine"
+    assert not language_model.model.training
+    assert tokenizer.padding_side == "left"
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    assert language_model.device == torch.device("cpu")
+    kept = wrap_model(tiny_model("llama"), tiny_tokenizer()).tokenizer
+    assert kept.pad_token_id == PAD
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model = tiny_model("llama").to(torch.bfloat16)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder, model
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_load_from_a_folder(saved, as_text):
+    folder, model = saved
+    loaded = load_model(str(folder) if as_text else folder, device="cpu")
+    assert loaded.name == str(folder)
+    assert loaded.model.dtype == torch.float32  # bf16 is slow on the CPU
+    assert loaded.fingerprint == print_of(model)
+    assert loaded.tokenizer("hi").input_ids == tiny_tokenizer()("hi").input_ids
+    ids = torch.tensor([[5, 6, 7]])
+    expected = tiny_model("llama", seed=1)
+    expected.load_state_dict(model.state_dict())  # the same weights, in fp32
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(ids).logits, expected(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_load_as_another_type(saved, dtype):
+    folder, model = saved
+    loaded = load_model(folder, device="cpu", dtype=dtype)
+    assert loaded.model.dtype == dtype
+    assert loaded.fingerprint == print_of(model)
+
+
+def test_load_with_a_device_map(saved):
+    folder, model = saved
+    loaded = load_model(folder, device_map={"": "cpu"})
+    assert loaded.model.dtype == torch.bfloat16  # the checkpoint's own
+    assert loaded.fingerprint == print_of(model)
+    with pytest.raises(InputError, match="device_map"):
+        load_model(folder, device="cpu", device_map={"": "cpu"})
+
+
+def test_what_cannot_be_loaded(tmp_path):
+    missing = tmp_path / "missing"
+    with pytest.raises(ModelError, match="missing"):
+        load_model(missing, device="cpu")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_model(tmp_path, device="cpu")

@@ -1,0 +1,209 @@
+"""The whole path on the packaged model: what a user is promised, checked where it is real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import steer
+from steer.chat import render
+from steer.edits import Edit
+from steer.errors import BundleError, FingerprintError, WeightsError
+from steer.generation import Decoding, encode
+from steer.hooks import attach
+from steer.measures import TRAIT_MEASURES, is_coherent
+from steer.packaged import packaged_model_dir
+from steer.prompts import load_prompts
+from steer.relevance import THRESHOLD, relevance
+from steer.resources import data_dir
+from steer.steerer import DEFAULT_BUNDLE, Steerer
+from tests.models import tiny
+
+pytestmark = pytest.mark.real
+
+QUESTION = "How do I sleep better?"
+PROMPTS = [prompt.text for prompt in load_prompts("develop")]
+
+
+@pytest.fixture(scope="module")
+def steerer() -> Steerer:
+    return steer.load()
+
+
+def test_brevity_halves_the_answer(steerer: Steerer) -> None:
+    plain, brief = steerer.answer([QUESTION] * 2, [None, {"brevity": 1.0}])
+    assert brief.ended
+    assert len(brief.tokens) < len(plain.tokens) / 2
+    assert is_coherent(brief.text)
+    assert relevance([QUESTION], [brief.text])[0] >= THRESHOLD
+    assert steer.generate(QUESTION, {"brevity": 1.0}) == brief.text
+
+
+def test_every_measured_trait_moves_the_right_way(steerer: Steerer) -> None:
+    prompts = PROMPTS[-8:]  # not among those on which doses were searched
+    settings = [None, *({name: 1.0} for name in TRAIT_MEASURES)]
+    rows = [weights for weights in settings for _ in prompts]
+    answers = steerer.answer(prompts * len(settings), rows, decoding=Decoding(max_new_tokens=80))
+    texts = [answer.text for answer in answers]
+    plain = texts[: len(prompts)]
+    for number, measure in enumerate(TRAIT_MEASURES.values(), start=1):
+        steered = texts[number * len(prompts) : (number + 1) * len(prompts)]
+        assert measure.gain(plain, steered) > 0, measure.name
+
+
+def thirty_two_requests(steerer: Steerer) -> tuple[list[str], list[dict[str, float]]]:
+    rng = np.random.default_rng(0)
+    names = steerer.traits
+    weights = [dict(zip(names, rng.dirichlet(np.ones(len(names))), strict=True)) for _ in range(32)]
+    return PROMPTS[:32], weights
+
+
+def test_mixed_batch_of_32_edits_equals_each_row_alone(steerer: Steerer) -> None:
+    """Logits within 1e-4 in fp32, and the same greedy tokens."""
+    prompts, weights = thirty_two_requests(steerer)
+    edits = [steerer.resolve(row) for row in weights]
+    assert all_different(edits)
+    model, hooks = steerer.language_model.model, attach(steerer.language_model)
+    texts = [render(steerer.language_model.tokenizer, prompt) for prompt in prompts]
+    options = {
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+        "pad_token_id": steerer.language_model.tokenizer.pad_token_id,
+    }
+
+    def run(rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = encode(steerer.language_model, [texts[row] for row in rows])
+        with torch.inference_mode(), hooks.steer([edits[row] for row in rows]):
+            output = model.generate(**inputs, **options)
+        new = output.sequences[:, inputs["input_ids"].shape[1] :]
+        return new, torch.stack(output.logits, dim=1)  # (B, T), (B, T, vocabulary)
+
+    tokens, logits = run(list(range(32)))
+    assert len({tuple(row) for row in tokens.tolist()}) == 32
+    for row in range(32):
+        alone, alone_logits = run([row])
+        assert torch.equal(tokens[row, : alone.shape[1]], alone[0])
+        difference = logits[row, : alone.shape[1]] - alone_logits[0]
+        assert difference.abs().max() < 1e-4
+
+
+def all_different(edits: list[Edit]) -> bool:
+    flat = [np.concatenate([layer.e for layer in edit.layers.values()]) for edit in edits]
+    return all(
+        not np.allclose(a, b, atol=1e-6) for i, a in enumerate(flat) for b in flat[i + 1 :]
+    )
+
+
+def test_strength_zero_is_the_plain_model_bit_for_bit(steerer: Steerer) -> None:
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(packaged_model_dir(), dtype=torch.float32).eval()
+    inputs = encode(
+        steerer.language_model,
+        [render(steerer.language_model.tokenizer, prompt) for prompt in PROMPTS[:4]],
+    )
+    with torch.inference_mode():
+        expected = plain(**inputs).logits
+        with steerer.steer({"brevity": 1.0}, strength=0):
+            assert torch.equal(steerer.language_model.model(**inputs).logits, expected)
+        with steerer.steer({"brevity": 1.0}):
+            assert not torch.equal(steerer.language_model.model(**inputs).logits, expected)
+        assert torch.equal(steerer.language_model.model(**inputs).logits, expected)
+
+
+def test_stream_pieces_join_to_the_answer(steerer: Steerer) -> None:
+    pieces = list(steerer.stream(QUESTION, {"simplicity": 1.0}, max_new_tokens=32))
+    whole = steerer.generate(QUESTION, {"simplicity": 1.0}, max_new_tokens=32)
+    assert len(pieces) > 3
+    assert "".join(pieces).strip() == whole
+
+
+def test_a_dropped_stream_frees_the_model(steerer: Steerer) -> None:
+    stream: Iterator[str] = steerer.stream(QUESTION, {"warmth": 1.0}, max_new_tokens=300)
+    next(iter(stream))
+    stream.close()  # type: ignore[attr-defined]
+    started = time.monotonic()
+    assert steerer.generate("Hello!", max_new_tokens=4)
+    assert time.monotonic() - started < 30
+
+
+def test_chats_batches_and_sampling(steerer: Steerer) -> None:
+    chat = [
+        {"role": "user", "content": "I lost my keys."},
+        {"role": "assistant", "content": "Oh no. Where did you last see them?"},
+        {"role": "user", "content": "At work."},
+    ]
+    answer = steerer.generate(chat, {"warmth": 1}, max_new_tokens=8)
+    assert isinstance(answer, str)
+    both = steerer.generate([chat, QUESTION], [{"warmth": 1}, None], max_new_tokens=8)
+    assert both == [answer, steerer.generate(QUESTION, max_new_tokens=8)]
+    sampled = [
+        steerer.generate(
+            QUESTION, {"humor": 1}, seed=seed, do_sample=True, temperature=1.0, max_new_tokens=12
+        )
+        for seed in (1, 1, 2)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_unknown_traits_name_the_known_ones(steerer: Steerer) -> None:
+    with pytest.raises(WeightsError, match=r"'sarcasm'.*brevity.*warmth"):
+        steerer.generate(QUESTION, {"sarcasm": 1.0})
+
+
+def test_the_default_bundle_is_small_and_belongs_to_the_packaged_model(steerer: Steerer) -> None:
+    path = data_dir() / "bundles" / DEFAULT_BUNDLE
+    assert path.stat().st_size < 1_000_000
+    assert set(steerer.traits) == set(steer.load_traits())
+    with pytest.raises(FingerprintError) as error:
+        steer.load(tiny("llama"))
+    assert str(steerer.language_model.fingerprint) in str(error.value)
+    with pytest.raises(BundleError):
+        steer.load(steerer.language_model, path.with_name("missing.safetensors"))
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import sys
+    import torch
+    torch.set_num_threads(1)
+    import steer
+    recipe = steer.Recipe(prompts=8, develop_prompts=8, kls=(0.2, 0.4))
+    bundle = steer.build(traits=["brevity"], recipe=recipe, work_dir=sys.argv[1])
+    bundle.save(sys.argv[2])
+    """
+)
+
+
+def test_a_killed_build_resumes_to_the_same_bundle(tmp_path: Path) -> None:
+    def command(name: str) -> list[str]:
+        folder, bundle = tmp_path / name, tmp_path / f"{name}.safetensors"
+        return [sys.executable, "-c", SCRIPT, str(folder), str(bundle)]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command("whole"), check=True, env=environment)
+    process = subprocess.Popen(command("killed"), env=environment)
+    pairs = tmp_path / "killed" / "pairs" / "brevity.jsonl"
+    while not pairs.exists() or pairs.read_bytes().count(b"\n") < 2:
+        assert process.poll() is None, "the build was over before the kill"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed.safetensors").exists()
+    subprocess.run(command("killed"), check=True, env=environment)
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    assert (tmp_path / "killed.safetensors").read_bytes() == whole
+    bundle = steer.Bundle.load(tmp_path / "whole.safetensors")
+    assert bundle.traits["brevity"].statistics["gain on develop prompts"] > 0
