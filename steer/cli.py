@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2 if isinstance(error, InputError) else 1)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "steer"
-        return _fail(f"{error.format_message()} (see `{command} --help`)", 2)
+        return _fail(f"{error.format_message().rstrip('.')} (see `{command} --help`)", 2)
     except BrokenPipeError:
         # The reader of a pipe has gone, as `head` does. Python would complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -180,22 +180,18 @@ def _decoding(
     return checked
 
 
-def _weights(given: Sequence[str] | None, bundle: Bundle) -> dict[str, float] | None:
-    """Weights of repeated `-w TRAIT=NUMBER`, checked; None if there are none."""
-    from steer.weights import normalise_weights
-
+def _weights(given: Sequence[str] | None) -> dict[str, float] | None:
+    """Weights of repeated `-w TRAIT=NUMBER`; None if there are none."""
     weights: dict[str, float] = {}
     for text in given or ():
         name, equals, number = text.partition("=")
+        name = name.strip()
         if not equals:
             raise InputError(f"weight {text!r}: expected TRAIT=NUMBER, such as brevity=0.8")
-        if name.strip() in weights:
-            raise InputError(f"weight of {name.strip()!r} is given twice")
-        weights[name.strip()] = _number(number, f"weight of {name.strip()!r}")
-    if not weights:
-        return None
-    normalise_weights(weights, bundle.traits)
-    return weights
+        if name in weights:
+            raise InputError(f"weight of {name!r} is given twice")
+        weights[name] = _number(number, f"weight of {name!r}")
+    return weights or None
 
 
 def _number(text: str, what: str) -> float:
@@ -203,12 +199,6 @@ def _number(text: str, what: str) -> float:
         return float(text)
     except ValueError:
         raise InputError(f"{what}: expected a number, got {text.strip()!r}") from None
-
-
-def _load_bundle(path: Path | None) -> Bundle:
-    from steer.bundle import Bundle
-
-    return Bundle.load(_bundle_path(path))
 
 
 def _bundle_path(path: Path | None) -> Path:
@@ -224,11 +214,23 @@ def _bundle_path(path: Path | None) -> Path:
     return default if path is None else path
 
 
-def _load(model: str | None, bundle: Bundle, *, force: bool = False) -> Steerer:
+def _load(
+    model: str | None,
+    bundle: Path | None,
+    *,
+    force: bool,
+    weights: Mapping[str, float] | None = None,
+) -> Steerer:
+    """Load the bundle, then the model: a mistaken weight is told before the slow part."""
+    from steer.bundle import Bundle
     from steer.steerer import load
+    from steer.weights import normalise_weights
 
+    edits = Bundle.load(_bundle_path(bundle))
+    if weights is not None:
+        normalise_weights(weights, edits.traits)
     with _doing("loading the model"):
-        return load(model, bundle, force=force)
+        return load(model, edits, force=force)
 
 
 # --- Commands -------------------------------------------------------------------------------------
@@ -261,7 +263,7 @@ def demo(
 
     begin = time.perf_counter()
     path = _bundle_path(bundle)
-    steerer = _load(model, _load_bundle(path), force=force)
+    steerer = _load(model, path, force=force)
     _out.print(f"model    {steerer.language_model.name}", soft_wrap=True)
     _out.print(f"bundle   {path}", soft_wrap=True)
     _out.print(f"loaded in {time.perf_counter() - begin:.1f} s")
@@ -430,18 +432,16 @@ def generate(
     from steer.weights import check_strength
 
     options = _decoding(max_new_tokens, sample, temperature, top_p, top_k, repetition_penalty)
+    weights = _weights(weight)
     if strength is not None:
         check_strength(strength)
-    if not weight and (strength is not None or compare):
+    if weights is None and (strength is not None or compare):
         name = "--compare" if compare else "--strength"
         raise InputError(f"{name} has no effect without weights; add -w TRAIT=NUMBER")
     text = sys.stdin.read().strip() if prompt == "-" else prompt
     if not text.strip():
         raise InputError("the prompt is empty; expected text")
-    # The bundle first: a mistaken weight is then told before the model is loaded.
-    edits = _load_bundle(bundle)
-    weights = _weights(weight, edits)
-    steerer = _load(model, edits, force=force)
+    steerer = _load(model, bundle, force=force, weights=weights)
     amount = 1.0 if strength is None else strength
     if not compare:
         _write(steerer.stream(text, weights, strength=amount, seed=seed, **options), [])
@@ -498,15 +498,14 @@ def chat(
 
     options = _decoding(max_new_tokens, sample, temperature, top_p, top_k, repetition_penalty)
     check_strength(strength)
-    edits = _load_bundle(bundle)
-    sliders = _weights(weight, edits) or {}
-    steerer = _load(model, edits, force=force)
+    sliders = _weights(weight)
+    steerer = _load(model, bundle, force=force, weights=sliders)
     if steerer.language_model.tokenizer.chat_template is None:
         raise SteerError(
             f"{steerer.language_model.name} has no chat template, so it cannot chat; use "
             "`steer generate`"
         )
-    Conversation(steerer, sliders, strength, options, seed).run()
+    Conversation(steerer, sliders or {}, strength, options, seed).run()
 
 
 class Conversation:
@@ -656,9 +655,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Show what is in a bundle: traits, doses, layers, and how it was built."""
+    from steer.bundle import Bundle
     from steer.picture import draw
 
-    content = _load_bundle(bundle)
+    content = Bundle.load(_bundle_path(bundle))
     if picture is not None:
         draw(content, picture)
     if as_json:

@@ -27,8 +27,12 @@ Gain = Callable[[Sequence[str], Sequence[str]], float]
 """From prompts and answers to how much of the trait they show; higher is more."""
 
 # Geometric, from "barely there" to far beyond what any edit bears.
-_FACTORS = tuple(2.0**k for k in range(-6, 4))
+_FACTORS = tuple(2.0**k for k in range(-6, 8))
 _KL_TOLERANCE = 0.02  # relative
+# Shares of answers that a dose may cost. Relevance is a noisy measure of short answers, hence the
+# wider margin.
+MORE_INCOHERENT = 0.02
+LESS_RELEVANT = 0.1
 _REFERENCE = Decoding(max_new_tokens=48)
 SEARCH_DECODING = Decoding(max_new_tokens=160)
 
@@ -167,15 +171,14 @@ def search_dose(
     kls: Sequence[float] = (0.1, 0.2, 0.35, 0.55),
     decoding: Decoding = SEARCH_DECODING,
     scope: Scope = "response",
-    tolerance: float = 0.05,
     unsteered: Sequence[str] | None = None,
 ) -> DoseSearch:
     """Try doses on develop prompts; keep the largest gain before answers suffer.
 
     All doses are generated in one batch, as rows with different edits. Doses are taken in
-    ascending order up to the first at which more answers than `tolerance` above the unsteered
-    share loop or break, or fewer than the unsteered share minus twice the tolerance are about
-    their prompt.
+    ascending order up to the first at which the share of answers that loop or break exceeds the
+    unsteered model's by more than `MORE_INCOHERENT`, or the share about their prompt falls short
+    of it by more than `LESS_RELEVANT`.
 
     Args:
         language_model: The model.
@@ -186,7 +189,6 @@ def search_dose(
         kls: Doses to try, in nats per token.
         decoding: How answers are generated.
         scope: Where the edit acts.
-        tolerance: Share of answers that may suffer.
         unsteered: The unedited model's answers under the same decoding, to share them between
             edits; generated if not given.
 
@@ -207,20 +209,28 @@ def search_dose(
         part = generated[number * len(prompts) : (number + 1) * len(prompts)]
         trial = _trial(point.factor, point.kl, prompts, [answer.text for answer in part], gain)
         trials.append(replace(trial, gain=trial.gain - before.gain))
+    return choose_dose(replace(before, gain=0.0), trials)
+
+
+def choose_dose(unsteered: DoseTrial, trials: Sequence[DoseTrial]) -> DoseSearch:
+    """The dose with the largest gain before answers suffer.
+
+    Raises:
+        CalibrationError: If not even the smallest dose leaves the answers whole.
+    """
     sound: list[DoseTrial] = []
     for trial in trials:
-        if trial.incoherent > before.incoherent + tolerance + 1e-9:
+        if trial.incoherent > unsteered.incoherent + MORE_INCOHERENT + 1e-9:
             break
-        if trial.relevant < before.relevant - 2 * tolerance - 1e-9:
+        if trial.relevant < unsteered.relevant - LESS_RELEVANT - 1e-9:
             break
         sound.append(trial)
     if not sound:
         raise CalibrationError(
-            f"even {min(kls)} nats per token make answers loop, break or leave the subject; "
-            "try other layers or more contrast pairs"
+            f"even {trials[0].kl:.2f} nats per token make answers loop, break or leave the "
+            "subject; try other layers or more contrast pairs"
         )
-    chosen = max(sound, key=lambda trial: trial.gain)
-    return DoseSearch(chosen, replace(before, gain=0.0), tuple(trials))
+    return DoseSearch(max(sound, key=lambda trial: trial.gain), unsteered, tuple(trials))
 
 
 def _trial(

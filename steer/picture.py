@@ -187,10 +187,10 @@ def heat_map(grid: Grid, width: int) -> Text:
         text.append(f"{name:<{margin}}")
         for level, mark in zip(row, edited, strict=True):
             if np.isnan(level):
-                text.append("·".ljust(cell), style="dim")
-                continue
-            bar = _BARS[round(float(level) * (len(_BARS) - 1))]
-            text.append(bar, style=_SHADES[round(float(level) * (len(_SHADES) - 1))])
+                text.append("·", style="dim")
+            else:
+                bar = _BARS[round(float(level) * (len(_BARS) - 1))]
+                text.append(bar, style=_SHADES[round(float(level) * (len(_SHADES) - 1))])
             if cell == 2:
                 text.append("•" if mark else " ")
         text.append("\n")

@@ -25,11 +25,12 @@ from steer.dose import (
     SEARCH_DECODING,
     DoseSearch,
     DoseTrial,
+    choose_dose,
     reference_meter,
     search_dose,
 )
 from steer.edits import Edit, additive, two_step
-from steer.errors import DataError, InputError, LowReliabilityWarning
+from steer.errors import CalibrationError, DataError, InputError, LowReliabilityWarning
 from steer.generation import encode, generate_batch
 from steer.hooks import Scope
 from steer.likelihood import KLMeter, log_ratio
@@ -322,16 +323,19 @@ def _dose(
             return float(np.mean(log_ratio(language_model, trait, prompts, answers)))
         return measure.sign * float(np.mean([measure.value(answer) for answer in answers]))
 
-    search = search_dose(
-        language_model,
-        edit,
-        context.prompts,
-        gain,
-        meter=context.meter,
-        kls=recipe.kls,
-        scope=recipe.scope,
-        unsteered=context.unsteered,
-    )
+    try:
+        search = search_dose(
+            language_model,
+            edit,
+            context.prompts,
+            gain,
+            meter=context.meter,
+            kls=recipe.kls,
+            scope=recipe.scope,
+            unsteered=context.unsteered,
+        )
+    except CalibrationError as error:
+        raise CalibrationError(f"trait {trait.name!r}: {error}") from error
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(asdict(search), indent=1), encoding="utf-8")
     return search
@@ -340,13 +344,11 @@ def _dose(
 def _read_search(path: Path) -> DoseSearch:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return DoseSearch(
-            DoseTrial(**content["chosen"]),
-            DoseTrial(**content["unsteered"]),
-            tuple(DoseTrial(**trial) for trial in content["trials"]),
-        )
+        unsteered = DoseTrial(**content["unsteered"])
+        trials = [DoseTrial(**trial) for trial in content["trials"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a stored dose search ({error}); delete it") from error
+    return choose_dose(unsteered, trials)
 
 
 def _traits(traits: Sequence[Trait | str] | None) -> list[Trait]:

@@ -1,0 +1,612 @@
+"""`steer.cli`: every command on a tiny model, through `main` as the entry point calls it."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from steer import cli, demo
+from steer.bundle import Bundle, TraitEntry
+from steer.edits import additive
+from steer.errors import LowReliabilityWarning, ModelError, WeightsError
+from steer.generation import Decoding, Generated
+from steer.models import Fingerprint, load_model
+from steer.picture import grids, heat_map
+from steer.pipeline import Recipe
+
+WIDTH, LAYERS, TOKENS = 32, 4, 6
+WORDS = ["<pad>", "</s>", "<unk>", "hello", "world", "short", "kind", "user", "assistant"]
+WORDS += [f"word{i}" for i in range(40)]
+# The edit of a trait makes the model say one word over and over.
+SAYS = {"brevity": "short", "warmth": "kind", "zest": "world"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, its bundle, and the same model without a chat template."""
+    folder = tmp_path_factory.mktemp("cli")
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(WORDS),
+            hidden_size=WIDTH,
+            intermediate_size=48,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            initializer_range=0.25,
+            eos_token_id=None,
+            bos_token_id=None,
+            pad_token_id=0,
+        )
+    )
+    for name in ("plain", "model"):
+        if name == "model":
+            fast.chat_template = (
+                "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}assistant"
+            )
+        model.save_pretrained(folder / name)
+        fast.save_pretrained(folder / name)
+    loaded = load_model(folder / "model", device="cpu")
+    head = model.lm_head.weight.detach().numpy()
+    entries = {name: entry(name, 100 * head[WORDS.index(word)]) for name, word in SAYS.items()}
+    bundle = Bundle("tiny", loaded.fingerprint, "response", entries, {"seed": 0}, {"steer": "0"})
+    bundle.save(folder / "bundle.safetensors")
+    return folder
+
+
+def entry(name: str, vector: np.ndarray, layer: int = LAYERS - 1, **changes: object) -> TraitEntry:
+    fields: dict[str, object] = {
+        "description": f"About {name}.",
+        "positive": "more",
+        "negative": "less",
+        "edit": additive({layer: vector}),
+        "dose": 0.25,
+        "method": "mean-difference",
+        "reliability": 0.5 if name != "zest" else 0.05,
+        "ccs_loss": {1: 0.3, 2: 0.1, 3: 0.2},
+        "direction_norm": {1: 1.0, 2: 2.0, 3: 40.0},
+        "statistics": {
+            "pairs kept": 50,
+            "pairs dropped, looping": 7,
+            "gain on develop prompts": 1.5,
+            "measure": "words",
+        },
+    }
+    return TraitEntry(name, **{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def steer(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs a command line; gives its exit code and what it wrote."""
+
+    def run(*arguments: str, on: str | None = None) -> tuple[int, str, str]:
+        if on is not None:
+            arguments += ("--model", str(folder / on))
+            arguments += ("--bundle", str(folder / "bundle.safetensors"))
+        code = cli.main(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def fails(result: tuple[int, str, str], code: int, *parts: str) -> None:
+    """One line of error, no traceback, nothing on stdout."""
+    assert result[0] == code, result
+    assert result[1] == ""
+    assert re.fullmatch(r"error: [^\n]+\n", result[2]), result[2]
+    for part in parts:
+        assert part in result[2]
+
+
+# --- Help, version, usage -------------------------------------------------------------------------
+
+
+def test_version_and_help(steer) -> None:
+    from steer import __version__
+
+    assert steer("--version") == (0, f"steer {__version__}\n", "")
+    for arguments in ((), ("--help",)):
+        code, out, _ = steer(*arguments)
+        assert code == 0
+        for command in ("demo", "build", "generate", "chat", "inspect", "traits"):
+            assert command in out
+            code, text, _ = steer(command, "--help")
+            assert code == 0 and "Example" in text
+
+
+def test_defaults_in_the_help_are_those_of_the_engine() -> None:
+    recipe, decoding = Recipe(), Decoding()
+    source = inspect.getsource(cli)
+    assert f"{recipe.method} (default)" in source
+    assert f"{recipe.layers} (default)" in source
+    assert f"8 to 300. Default: {recipe.prompts}." in source
+    assert f"8 to 100. Default: {recipe.develop_prompts}." in source
+    assert f"in tokens. Default: {decoding.max_new_tokens}." in source
+    assert f"1 is none. Default: {decoding.repetition_penalty}." in source
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys, steer.cli; steer.cli.main(['--help']); steer.cli.main(['nosuch']);"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_usage_errors(steer) -> None:
+    fails(steer("nosuch"), 2, "nosuch", "steer --help")
+    fails(steer("generate"), 2, "prompt", "steer generate --help")
+    fails(steer("generate", "hello", "--nosuch"), 2, "--nosuch")
+    fails(steer("generate", "hello", "--max-new-tokens", "0"), 2, "--max-new-tokens")
+    fails(steer("generate", "hello", "-w", "brevity"), 2, "TRAIT=NUMBER")
+    fails(steer("generate", "hello", "-w", "brevity=much"), 2, "expected a number, got 'much'")
+    fails(steer("generate", "hello", "-w", "brevity=1", "-w", "brevity=0"), 2, "given twice")
+    fails(steer("generate", "hello", "--top-p", "0.5"), 2, "--top-p", "--sample")
+    fails(steer("generate", "hello", "--strength", "0.5"), 2, "no effect without weights")
+    fails(steer("generate", "hello", "--compare"), 2, "no effect without weights")
+    fails(steer("generate", "hello", "-w", "brevity=1", "--strength=-1"), 2, "strength")
+    fails(steer("generate", " "), 2, "the prompt is empty")
+
+
+# --- generate -------------------------------------------------------------------------------------
+
+
+def test_generate_writes_only_the_answer(steer, folder: Path) -> None:
+    code, out, err = steer("generate", "hello world", "--max-new-tokens", "6", on="model")
+    assert (code, err) == (0, "")
+    assert out.endswith("\n") and out.count("\n") == 1
+    assert 1 <= len(out.split()) <= TOKENS and set(out.split()) <= set(WORDS)
+
+    arguments = ("generate", "hello world", "--max-new-tokens", "6", "-w", "brevity=2")
+    assert steer(*arguments, on="model") == (0, "short " * 5 + "short\n", "")
+    assert steer(*arguments, "--strength", "0", on="model") == (0, out, "")
+
+
+def test_generate_reads_stdin(steer, monkeypatch: pytest.MonkeyPatch) -> None:
+    direct = steer("generate", "hello world", "--max-new-tokens", "6", on="model")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello world\n"))
+    assert steer("generate", "-", "--max-new-tokens", "6", on="model") == direct
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    fails(steer("generate", "-", on="model"), 2, "the prompt is empty")
+
+
+def test_generate_samples_repeatably(steer) -> None:
+    arguments = ["generate", "hello", "--max-new-tokens", "20", "--sample"]
+    arguments += ["--temperature", "2", "--top-k", "30", "--top-p", "0.99"]
+    first = steer(*arguments, "--seed", "1", on="model")
+    assert first[0] == 0
+    assert first == steer(*arguments, "--seed", "1", on="model")
+    assert first != steer(*arguments, "--seed", "2", on="model")
+
+
+def test_generate_compares(steer) -> None:
+    arguments = ("generate", "hello", "-w", "warmth=1", "--max-new-tokens", "6", "--compare")
+    code, out, _ = steer(*arguments, on="model")
+    assert code == 0
+    assert re.search(r"unsteered .* warmth 1 ", out) and "kind kind kind" in out
+
+
+def test_generate_refuses(steer, folder: Path, tmp_path: Path) -> None:
+    model, bundle = str(folder / "model"), str(folder / "bundle.safetensors")
+    fails(
+        steer("generate", "hello", "-w", "nosuch=1", on="model"),
+        2,
+        "unknown trait 'nosuch'",
+        "brevity, warmth, zest",
+    )
+    fails(steer("generate", "hello", "-w", "brevity=-1", on="model"), 2, "brevity")
+    fails(steer("generate", "hello", "-w", "brevity=0", on="model"), 2, "all weights are zero")
+    fails(steer("generate", "hello", "--bundle", str(tmp_path / "no")), 1, "no such file")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(Path(bundle).read_bytes()[:-10])
+    fails(steer("generate", "hello", "--model", model, "--bundle", str(damaged)), 1, "truncated")
+    missing = str(tmp_path / "no-model")
+    fails(steer("generate", "hello", "--model", missing, "--bundle", bundle), 1, "no-model")
+
+
+def test_another_model_is_refused_unless_forced(steer, folder: Path, tmp_path: Path) -> None:
+    bundle = Bundle.load(folder / "bundle.safetensors")
+    other = Fingerprint("LlamaForCausalLM", LAYERS, WIDTH, len(WORDS), "0" * 64)
+    path = tmp_path / "other.safetensors"
+    Bundle("other", other, "response", bundle.traits, {}, {}).save(path)
+    arguments = ["generate", "hello", "-w", "brevity=1", "--max-new-tokens", "6"]
+    arguments += ["--model", str(folder / "model"), "--bundle", str(path)]
+    fails(steer(*arguments), 1, "built on 'other'")
+    code, out, err = steer(*arguments, "--force")
+    assert (code, out) == (0, "short " * 5 + "short\n")
+    assert err.startswith("warning: the bundle was built on 'other'") and err.count("\n") == 1
+
+
+def test_a_closed_pipe_is_no_error(folder: Path) -> None:
+    command = [sys.executable, "-m", "steer.cli", "inspect", str(folder / "bundle.safetensors")]
+    process = subprocess.Popen(
+        [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+    process.stderr.close()
+
+
+# --- chat -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chat(steer, monkeypatch: pytest.MonkeyPatch):
+    """Types lines into a chat; gives what it wrote."""
+
+    def run(*lines: str, options: tuple[str, ...] = ()) -> tuple[list[str], str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        code, out, err = steer("chat", "--max-new-tokens", "6", *options, on="model")
+        assert code == 0
+        return out.splitlines(), err
+
+    return run
+
+
+def test_chat_sets_weights_on_the_fly(chat) -> None:
+    out, err = chat(
+        "hello", "/set brevity 1", "hello", "/set brevity 0", "/set warmth=0.8", "hello", "/quit"
+    )
+    assert err == ""
+    assert out[0] != "short " * 5 + "short"
+    assert out[1] == "brevity 1 (100%); strength 1"
+    assert out[2] == "short " * 5 + "short"
+    assert out[3] == "No trait is set: answers are unsteered (/strength 1)."
+    assert out[4] == "warmth 0.8 (100%); strength 0.8"
+    assert out[5] == "kind " * 5 + "kind"
+    assert len(out) == 6
+
+
+def test_chat_strength_is_that_of_the_largest_slider(chat, monkeypatch) -> None:
+    from steer.steerer import Steerer
+
+    asked = []
+    stream = Steerer.stream
+
+    def spy(self, prompt, weights=None, *, strength=1.0, **options):
+        asked.append((dict(weights or {}), strength, [m["content"] for m in prompt]))
+        return stream(self, prompt, weights, strength=strength, **options)
+
+    monkeypatch.setattr(Steerer, "stream", spy)
+    out, _ = chat("hello", "/strength 0.5", "world", "/set warmth 3", "/reset", "hello", *["", " "])
+    assert asked[0] == ({}, 0.0, ["hello"])
+    assert asked[1] == ({}, 0.0, ["hello", out[0], "world"])
+    assert asked[2] == ({"warmth": 3.0}, 0.5, ["hello"])
+
+    asked.clear()
+    options = ("-w", "brevity=0.5", "-w", "warmth=0.25", "--strength", "0.8")
+    out, _ = chat("hello", "/weights", options=options)
+    assert asked == [({"brevity": 0.5, "warmth": 0.25}, 0.4, ["hello"])]
+    assert out[1] == "brevity 0.5 (67%), warmth 0.25 (33%); strength 0.4"
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("/nosuch", "/help lists the commands"),
+        ("/set brevity", "expected /set TRAIT NUMBER"),
+        ("/set brevity much", "expected a number, got 'much'"),
+        ("/set brevity -1", "expected a number >= 0"),
+        ("/set brevity nan", "expected a number >= 0"),
+        ("/set nosuch 1", "known traits: brevity, warmth, zest"),
+        ("/strength -1", "strength"),
+        ("/weights now", "expected /weights"),
+        ("/", "/help lists the commands"),
+    ],
+)
+def test_chat_goes_on_after_a_bad_command(chat, line: str, part: str) -> None:
+    out, err = chat(line, "/weights")
+    assert re.fullmatch(r"error: [^\n]+\n", err) and part in err
+    assert out == ["No trait is set: answers are unsteered (/strength 1)."]
+
+
+def test_chat_goes_on_after_a_failed_answer(chat, monkeypatch) -> None:
+    from steer.steerer import Steerer
+
+    stream = Steerer.stream
+
+    def broken(self, prompt, weights=None, **options):
+        if prompt[-1]["content"] == "fail":
+            raise WeightsError("something is wrong")
+        if prompt[-1]["content"] == "stop":
+            return interrupted()
+        assert [m["content"] for m in prompt] in (["hello"], ["hello", "half", "hello"])
+        return stream(self, prompt, weights, **options)
+
+    def interrupted():
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(Steerer, "stream", broken)
+    out, err = chat("fail", "stop", "hello")
+    assert err == "error: something is wrong\n"
+    assert out[:1] == ["(stopped)"] and len(out) == 2
+
+
+def test_chat_lists_commands_and_traits(chat) -> None:
+    out, err = chat("/help", "/traits", "/exit", "hello")
+    assert err == ""
+    assert [line.split()[0] for line in out[:7]] == [
+        "/set",
+        "/strength",
+        "/weights",
+        "/traits",
+        "/reset",
+        "/help",
+        "/quit",
+    ]
+    assert out[7:] == ["brevity: About brevity.", "warmth: About warmth.", "zest: About zest."]
+
+
+def test_chat_needs_a_chat_template(steer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    fails(steer("chat", on="plain"), 1, "no chat template", "steer generate")
+
+
+# --- inspect and its pictures ---------------------------------------------------------------------
+
+
+def test_inspect_prints_json(steer, folder: Path) -> None:
+    path = folder / "bundle.safetensors"
+    code, out, err = steer("inspect", str(path), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == Bundle.load(path).info()
+
+
+def test_inspect_shows_traits_and_heat_maps(steer, folder: Path) -> None:
+    code, out, err = steer("inspect", str(folder / "bundle.safetensors"))
+    assert (code, err) == (0, "")
+    assert re.search(r"brevity +0\.50 +3 +0\.25 +\+1\.5 words", out)
+    assert re.search(r"zest +LOW 0\.05", out) and "hardly agree on a direction" in out
+    assert re.search(r"brevity +50 +7", out)
+    assert "CCS loss" in out and re.search(r"brevity +█ ▁ ▅•", out)
+    assert "Norm of the mean difference" in out and re.search(r"brevity +▁ ▂ █•", out)
+
+
+def test_inspect_draws_a_picture(steer, folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "layers.png"
+    path = str(folder / "bundle.safetensors")
+    code, _, err = steer("inspect", path, "--picture", str(picture))
+    assert code == 0 and err == f"wrote {picture}\n"
+    data = picture.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    assert width > 1000 and height > 400
+    assert os.listdir(tmp_path) == ["layers.png"]
+
+    fails(steer("inspect", path, "--picture", str(tmp_path / "layers.txt")), 2, ".png")
+    svg = tmp_path / "layers.svg"
+    code, out, _ = steer("inspect", path, "--picture", str(svg), "--json")
+    assert code == 0 and json.loads(out) and "<svg" in svg.read_text()
+
+
+def test_inspect_refuses(steer, tmp_path: Path) -> None:
+    fails(steer("inspect", str(tmp_path / "no")), 1, "no such file")
+    fails(steer("inspect", str(tmp_path)), 1, "is a folder")
+    text = tmp_path / "text"
+    text.write_text("this is not a bundle")
+    fails(steer("inspect", str(text)), 1, "not a safetensors file")
+
+
+def test_the_default_bundle_may_be_missing(steer, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("steer.resources.data_dir", lambda: tmp_path)
+    for command in (["inspect"], ["demo"], ["generate", "hello"]):
+        fails(steer(*command), 1, "steer build")
+
+
+def test_heat_map_of_ragged_and_flat_grids(steer, folder: Path, tmp_path: Path) -> None:
+    vector = np.ones(WIDTH, dtype=np.float32)
+    ragged = {"ccs_loss": {0: 0.2, 5: 0.2}, "direction_norm": {0: 0.0, 5: 0.0}}
+    fingerprint = Fingerprint("Llama", 6, WIDTH, 9, "0" * 64)
+    traits = {"a": entry("a", vector, **ragged), "b": entry("b", vector)}
+    bundle = Bundle("m", fingerprint, "all", traits, {}, {})
+    loss, norm = grids(bundle)
+    assert loss.layers == (0, 1, 2, 3, 4, 5)
+    assert np.isnan(loss.values[0, 1]) and loss.edited[:, 3].all()
+    assert heat_map(norm, 80).plain.splitlines()[2].split() == ["a", "▁", "·", "·", "·•", "·", "▁"]
+    assert "•" not in heat_map(norm, 12).plain
+    path = tmp_path / "ragged.safetensors"
+    bundle.save(path)
+    assert steer("inspect", str(path), "--picture", str(tmp_path / "p.png"))[0] == 0
+
+    empty = {"ccs_loss": {}, "direction_norm": {}}
+    Bundle("m", fingerprint, "all", {"a": entry("a", vector, **empty)}, {}, {}).save(path)
+    assert steer("inspect", str(path))[0] == 0
+    fails(steer("inspect", str(path), "--picture", str(tmp_path / "q.png")), 2, "nothing to draw")
+
+
+# --- demo -----------------------------------------------------------------------------------------
+
+
+def test_demo(steer, folder: Path) -> None:
+    code, out, err = steer("demo", "--max-new-tokens", "6", on="model")
+    assert (code, err) == (0, "")
+    for prompt in demo.PROMPTS:
+        assert prompt in out
+    assert f"model    {folder / 'model'}\n" in out
+    assert f"bundle   {folder / 'bundle.safetensors'}\n" in out
+    assert "weights  brevity 1; warmth 1; brevity 0.5 + warmth 0.5\n" in out
+    assert re.search(r"│ unsteered  \d words +│ brevity 1  6 words +│", out)
+    assert re.search(r"brevity 1 +│ words \(fewer", out) and "short short short" in out
+    assert re.search(r"16 answers .* in \d", out)
+    assert max(map(len, out.splitlines()[4:-3])) <= 80
+
+
+def test_demo_prompts_are_its_own() -> None:
+    from steer.prompts import load_prompts
+
+    stored = {p.text for split in ("extract", "develop", "report") for p in load_prompts(split)}
+    assert not stored & set(demo.PROMPTS)
+
+
+def test_demo_settings_fit_the_bundle() -> None:
+    def settings(*names: str) -> list[dict[str, float]]:
+        vector = np.ones(WIDTH, dtype=np.float32)
+        fingerprint = Fingerprint("Llama", LAYERS, WIDTH, 9, "0" * 64)
+        traits = {name: entry(name, vector) for name in names}
+        return [
+            dict(w) for w in demo.choose_settings(Bundle("m", fingerprint, "all", traits, {}, {}))
+        ]
+
+    full = settings("brevity", "formality", "humor", "positivity", "simplicity", "warmth")
+    assert full[0] == {"brevity": 1.0} and len(full) == 4
+    assert full[-1] == {"warmth": 0.5, "positivity": 0.5}
+    assert settings("brevity", "humor") == [
+        {"brevity": 1.0},
+        {"humor": 1.0},
+        {"brevity": 0.5, "humor": 0.5},
+    ]
+    assert settings("humor") == [{"humor": 1.0}]
+    assert settings() == []
+
+
+def test_demo_measures_the_change() -> None:
+    def answers(*texts: str) -> list[Generated]:
+        return [Generated(text, (1,), True) for text in texts]
+
+    result = demo.Demonstration(
+        ("one", "two"),
+        [{"brevity": 1.0}, {"humor": 1.0}],
+        answers("One two three four five six.", "One two three four."),
+        [answers("One two.", "One two."), answers("", "ha " * 20)],
+        1.0,
+    )
+    columns = [list(column.cells) for column in demo.measured_table(result).columns]
+    rows = [[str(cell) for cell in row] for row in zip(*columns, strict=True)]
+    assert rows == [
+        ["unsteered", "", "", "", "", "0/2", "0/2"],
+        ["brevity 1", "words (fewer wanted)", "5.00", "2.00", "-3.00", "0/2", "0/2"],
+        ["humor 1", "(has no text measure)", "", "", "", "1/2", "1/2"],
+    ]
+
+
+# --- build ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def builds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """The calls of a stand-in for the engine's `build`."""
+    from steer.contrast import PairSet
+
+    calls: list[tuple] = []
+
+    def build(model, traits, *, recipe, work_dir, progress, on_subspace):
+        import warnings
+        from types import SimpleNamespace
+
+        assert progress
+        calls.append((model, traits, recipe, work_dir))
+        if model == "interrupt":
+            raise KeyboardInterrupt
+        if model == "fail":
+            raise ModelError("several\nlines")
+        on_subspace(PairSet("zest", (), {"same": 3}), SimpleNamespace(reliability=0.05))
+        warnings.warn("reliability is low", LowReliabilityWarning, stacklevel=2)
+        return Bundle.load(folder / "bundle.safetensors")
+
+    monkeypatch.setattr("steer.pipeline.build", build)
+    return calls
+
+
+def test_build(steer, builds, tmp_path: Path) -> None:
+    trait = tmp_path / "zest.yaml"
+    trait.write_text("name: zest\npositive: Be zesty.\nnegative: Be dull.\n")
+    output = tmp_path / "new" / "mine.safetensors"
+    arguments = ["build", "--model", "m", "--trait", "brevity", "--trait", str(trait)]
+    arguments += ["--method", "svd", "--layers", "middle", "--prompts", "9", "--seed", "3"]
+    arguments += ["--develop-prompts", "8", "--work-dir", str(tmp_path), "-o", str(output)]
+    code, out, err = steer(*arguments)
+    assert code == 0
+    assert Bundle.load(output).model == "tiny"
+    ((model, traits, recipe, work_dir),) = builds
+    assert (model, work_dir) == ("m", tmp_path)
+    assert traits[0] == "brevity" and traits[1].name == "zest"
+    assert recipe == Recipe(method="svd", layers="middle", prompts=9, develop_prompts=8, seed=3)
+    assert err.splitlines() == [
+        "zest: 0 of 3 pairs kept, reliability 0.05; making its edit",
+        "warning: reliability is low",
+    ]
+    assert re.search(r"zest +LOW 0\.05 +3 +0\.25 +\+1\.5 words", out)
+    assert f"{output}: 3 traits, {output.stat().st_size:,} bytes, built in " in out
+
+
+def test_build_has_a_default_output_for_the_whole_packaged_model(
+    steer, builds, tmp_path: Path, monkeypatch
+) -> None:
+    from steer.steerer import DEFAULT_BUNDLE
+
+    monkeypatch.setattr("steer.resources.data_dir", lambda: tmp_path)
+    assert steer("build")[0] == 0
+    assert builds == [(None, None, Recipe(), None)]
+    assert (tmp_path / "bundles" / DEFAULT_BUNDLE).is_file()
+    fails(steer("build", "--model", "m"), 2, "--output")
+    fails(steer("build", "--trait", "brevity"), 2, "--output")
+    fails(steer("build", "--output", str(tmp_path)), 2, "is a folder")
+    fails(steer("build", "--prompts", "3"), 2, "prompts: expected 8 to 300, got 3")
+    fails(steer("build", "--method", "magic"), 2, "magic")
+    fails(steer("build", "--trait", "no.yaml", "-o", str(tmp_path / "b")), 2, "no.yaml")
+    assert len(builds) == 1
+
+
+def test_build_stops(steer, builds, tmp_path: Path) -> None:
+    output = ("--output", str(tmp_path / "b"))
+    code, out, err = steer("build", "--model", "interrupt", *output)
+    assert (code, out) == (130, "") and "goes on with this build where it stopped" in err
+    fails(steer("build", "--model", "fail", *output), 1, "several lines")
+    assert not (tmp_path / "b").exists()
+
+
+def test_ctrl_c_ends_the_process(folder: Path) -> None:
+    command = [sys.executable, "-m", "steer.cli", "chat", "--model", str(folder / "model")]
+    command += ["--bundle", str(folder / "bundle.safetensors")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("/weights\n")
+        process.stdin.flush()
+        assert "No trait is set" in process.stdout.readline()
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+
+
+# --- traits ---------------------------------------------------------------------------------------
+
+
+def test_traits(steer, tmp_path: Path) -> None:
+    code, out, _ = steer("traits")
+    assert code == 0 and re.search(r"brevity +brief +long +How few words", out)
+    (tmp_path / "zest.yaml").write_text("name: zest\npositive: Be zesty.\nnegative: Be dull.\n")
+    code, out, _ = steer("traits", "--folder", str(tmp_path))
+    assert code == 0 and "zest" in out and "brevity" not in out
+    fails(steer("traits", "--folder", str(tmp_path / "no")), 2, "no such folder")
+    (tmp_path / "bad.yaml").write_text("name: [")
+    fails(steer("traits", "--folder", str(tmp_path)), 2, "bad.yaml")

@@ -1,0 +1,123 @@
+"""Calibration against the divergence it promises, and the choice among doses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steer.dose import (
+    LESS_RELEVANT,
+    MORE_INCOHERENT,
+    DoseTrial,
+    _solve,
+    calibrate,
+    choose_dose,
+    reference_meter,
+)
+from steer.edits import ZERO, Edit, additive
+from steer.errors import CalibrationError, InputError
+from tests.models import LAYERS, WIDTH, tiny
+
+PROMPTS = ["How are you?", "Tell me about rain.", "Why?"]
+
+
+def some_edit(seed: int = 0) -> Edit:
+    rng = np.random.default_rng(seed)
+    return additive(
+        {layer: rng.normal(size=WIDTH).astype(np.float32) for layer in range(1, LAYERS)}
+    )
+
+
+@pytest.mark.parametrize("kl", [0.05, 0.3])
+def test_calibrated_edit_has_the_divergence(kl: float) -> None:
+    model = tiny("llama")
+    edit = some_edit()
+    found = calibrate(model, edit, PROMPTS, kl=kl)
+    assert reference_meter(model, PROMPTS).kl(found.factor * edit) == pytest.approx(kl, rel=0.03)
+    assert found.kl == pytest.approx(kl, rel=0.03)
+    assert (found.factor, found.kl) in found.scan
+
+
+def test_calibration_does_not_depend_on_the_edits_scale() -> None:
+    model = tiny("llama")
+    meter = reference_meter(model, PROMPTS)
+    one = calibrate(model, some_edit(), PROMPTS, kl=0.2, meter=meter)
+    two = calibrate(model, 3.0 * some_edit(), PROMPTS, kl=0.2, meter=meter)
+    assert 3.0 * two.factor == pytest.approx(one.factor, rel=0.1)
+
+
+@pytest.mark.parametrize("kl", [0.0, -1.0, float("nan"), float("inf")])
+def test_targets_that_mean_nothing_are_refused(kl: float) -> None:
+    with pytest.raises(InputError, match="kl"):
+        calibrate(tiny("llama"), some_edit(), PROMPTS, kl=kl)
+
+
+def test_zero_edit_and_unreachable_target_are_refused() -> None:
+    with pytest.raises(InputError, match="zero"):
+        calibrate(tiny("llama"), ZERO, PROMPTS)
+    with pytest.raises(CalibrationError, match="largest"):
+        calibrate(tiny("llama"), some_edit(), PROMPTS, kl=1e4)
+
+
+class Curve:
+    """A meter whose divergence is a function of the edit's length."""
+
+    def __init__(self, function: object) -> None:
+        self.function = function
+        self.calls = 0
+
+    def kl(self, edit: Edit) -> float:
+        self.calls += 1
+        return float(self.function(float(edit.layers[0].e[0])))  # type: ignore[operator]
+
+
+UNIT = additive({0: np.ones(1, np.float32)})
+
+
+def test_first_bracket_of_a_curve_that_goes_up_and_down() -> None:
+    # Crosses 0.5 near 0.26, again on its way down, and once more far out.
+    curve = Curve(lambda x: np.sin(2 * x) if x < 1.7 else x)
+    found = _solve(curve, UNIT, 0.5, {})  # type: ignore[arg-type]
+    assert found.factor == pytest.approx(np.arcsin(0.5) / 2, rel=0.05)
+
+
+def test_shared_scan_measures_nothing_twice() -> None:
+    curve = Curve(lambda x: x)
+    scan: dict[float, float] = {}
+    for kl in (0.1, 0.2, 0.4):
+        assert _solve(curve, UNIT, kl, scan).kl == pytest.approx(kl, rel=0.03)  # type: ignore[arg-type]
+    assert curve.calls == len(scan)
+
+
+def trial(kl: float, gain: float, incoherent: float, relevant: float) -> DoseTrial:
+    return DoseTrial(kl, kl, gain, incoherent, relevant)
+
+
+shares = st.floats(0, 1)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-5, 5), shares, shares), min_size=1, max_size=6), shares, shares
+)
+def test_choice_against_a_plain_loop(
+    numbers: list[tuple[float, float, float]], incoherent: float, relevant: float
+) -> None:
+    unsteered = trial(0.0, 0.0, incoherent, relevant)
+    trials = [trial(0.1 * (i + 1), *n) for i, n in enumerate(numbers)]
+    best = None
+    for one in trials:
+        suffers = (
+            one.incoherent - unsteered.incoherent > MORE_INCOHERENT + 1e-9
+            or unsteered.relevant - one.relevant > LESS_RELEVANT + 1e-9
+        )
+        if suffers:
+            break
+        if best is None or one.gain > best.gain:
+            best = one
+    if best is None:
+        with pytest.raises(CalibrationError):
+            choose_dose(unsteered, trials)
+    else:
+        assert choose_dose(unsteered, trials).chosen == best
