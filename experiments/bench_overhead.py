@@ -191,6 +191,7 @@ def activations(
     peer_site: Path | None,
     pairs: int,
     rounds: int,
+    batch_sizes: Sequence[int],
     seed: int,
 ) -> dict[str, Any]:
     if peer_site is None:
@@ -211,12 +212,12 @@ def activations(
             str(size): lambda size=size: timed(
                 lambda: _peer_read(language_model, probe_texts, LAYERS, size)
             )
-            for size in PEER_BATCHES
+            for size in batch_sizes
         },
         2,
         rng,
     )
-    best = min(PEER_BATCHES, key=lambda size: min(probe[str(size)]))
+    best = min(batch_sizes, key=lambda size: min(probe[str(size)]))
     return {
         "status": "run",
         "peer": f"{PEER} {found}",
@@ -436,7 +437,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.rounds, arguments.steps, arguments.pairs = 3, 2, 4
+        arguments.rounds, arguments.steps, arguments.prompt, arguments.pairs = 3, 2, 16, 4
         arguments.read_rounds, arguments.ready_runs = 2, 1
     torch.set_num_threads(1)
     language_model = load_model()
@@ -458,6 +459,7 @@ def main() -> None:
                 peer_site=arguments.peer_site,
                 pairs=arguments.pairs,
                 rounds=arguments.read_rounds,
+                batch_sizes=(1, 8) if arguments.quick else PEER_BATCHES,
                 seed=arguments.seed,
             )
         if "decoding" in arguments.parts:

@@ -18,6 +18,7 @@ Checks, by name (`--only` takes parts of names):
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
 import itertools
 import sys
@@ -223,8 +224,7 @@ def check_formula(setup: Setup, form: str, dtype: torch.dtype) -> dict[str, Any]
     """Every hook's output from its input, and whole passes, against fp64; left padding, cache."""
     language_model = small_model(setup, dtype)
     model = language_model.model
-    exact = wrap(twin(model))
-    exact.model.double()  # its own copies: the twin's weights are replaced, not converted
+    exact = wrap(copy.deepcopy(model).double())
     rng = setup.generator(1)
     edits = [strong_edit(language_model, form, rng) for _ in range(3)]
     pads = (0, 5, 2)
@@ -248,7 +248,7 @@ def check_formula(setup: Setup, form: str, dtype: torch.dtype) -> dict[str, Any]
 
         return make
 
-    def forced(hooks: Hooks | None) -> Tensor:
+    def forced() -> Tensor:
         """Logits of the response positions, the tokens being given."""
         cache = DynamicCache(config=model.config)
         logits = []
@@ -285,15 +285,15 @@ def check_formula(setup: Setup, form: str, dtype: torch.dtype) -> dict[str, Any]
         else:
             with forward_hooks(exact, make):
                 logits = exact.model(**arguments, use_cache=False).logits
-        return logits[:, prompt - 1 : prompt - 1 + steps - 0][:, : steps - 0]
+        return logits[:, prompt - 1 :]
 
     # Hooks run in the order of their registration: one sees what the edit reads, one what it wrote.
     with forward_hooks(language_model, keep(before)):
         hooks = attach(language_model)
-        unsteered = forced(None)
+        unsteered = forced()
         before.clear()
         with forward_hooks(language_model, keep(after)), hooks.steer(edits):
-            steered = forced(hooks)
+            steered = forced()
         hooks.remove()
     formula = 0.0
     for (index, read), (_, written) in zip(before, after, strict=True):
@@ -304,8 +304,8 @@ def check_formula(setup: Setup, form: str, dtype: torch.dtype) -> dict[str, Any]
                 formula = max(formula, relative(written[row], wanted))
             elif not torch.equal(read[row], written[row]):
                 raise AssertionError(f"layer {index} is not edited but changed")
-    passes = relative(steered, reference(True)[:, : steered.shape[1]])
-    unsteered_passes = relative(unsteered, reference(False)[:, : unsteered.shape[1]])
+    passes = relative(steered, reference(True))
+    unsteered_passes = relative(unsteered, reference(False))
     effect = relative(steered, unsteered)
     # In bf16 a whole pass is as exact as the model itself is.
     allowed = PASS_TOLERANCE.get(dtype, 3 * unsteered_passes)
@@ -444,7 +444,7 @@ def check_compile(setup: Setup, mode: str, form: str) -> dict[str, Any]:
         and same
         and set(graphs.values()) == {1}
         and not breaks
-        and not skipped,
+        and not (skipped and setup.device.type == "cuda"),
         "differences": differences,
         "allowed": 1e-4,
         "same_tokens": same,

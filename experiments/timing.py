@@ -46,7 +46,10 @@ def small_edit(
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """A second model on the same weights, without the hooks that the first will get."""
+    """A second model on the same weights, without the hooks that the first will get.
+
+    The weights are shared both ways: do not convert or move either model afterwards.
+    """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 

@@ -43,9 +43,9 @@ _COLUMN = 38  # characters of an answer's column, at least
 def choose_settings(bundle: Bundle) -> list[Mapping[str, float]]:
     """Weights that a bundle can serve: the favourites, else its own traits and a mixture."""
     settings = [weights for weights in _SETTINGS if weights.keys() <= bundle.traits.keys()]
-    names = list(bundle.traits)
-    others: list[Mapping[str, float]] = [{name: 1.0} for name in names]
-    others.append(dict.fromkeys(names[:2], 0.5 if len(names) > 1 else 1.0))
+    alone: list[Mapping[str, float]] = [{name: 1.0} for name in bundle.traits]
+    mixture: Mapping[str, float] = dict.fromkeys(list(bundle.traits)[:2], 0.5)
+    others = [*alone[:2], mixture, *alone[2:]] if len(alone) > 1 else alone
     for weights in others:
         if len(settings) < _FEWEST and weights not in settings:
             settings.append(weights)
@@ -147,9 +147,10 @@ def measured_table(demonstration: Demonstration) -> Table:
         measures = [TRAIT_MEASURES[name] for name in weights if name in TRAIT_MEASURES]
         for measure in measures:
             old, new = (sum(map(measure.value, texts)) / count for texts in (before, after))
-            towards = measure.sign * (new - old) > 0
-            change = Text(f"{new - old:+.2f}", style="green" if towards else "red")
-            wanted = "fewer" if measure.sign < 0 else "more"
+            towards = measure.sign * (new - old)
+            style = "green" if towards > 0 else "red" if towards < 0 else ""
+            change = Text(f"{new - old:+.2f}", style=style)
+            wanted = "lower" if measure.sign < 0 else "higher"
             name = f"{measure.name} ({wanted} wanted)"
             table.add_row(first[0], name, f"{old:.2f}", f"{new:.2f}", change, *first[1:])
             first = ["", "", ""]

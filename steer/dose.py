@@ -175,10 +175,10 @@ def search_dose(
 ) -> DoseSearch:
     """Try doses on develop prompts; keep the largest gain before answers suffer.
 
-    All doses are generated in one batch, as rows with different edits. Doses are taken in
-    ascending order up to the first at which the share of answers that loop or break exceeds the
-    unsteered model's by more than `MORE_INCOHERENT`, or the share about their prompt falls short
-    of it by more than `LESS_RELEVANT`.
+    All doses are generated in one batch, as rows with different edits. A dose is out if the share
+    of answers that loop or break exceeds the unsteered model's by more than `MORE_INCOHERENT`, or
+    the share about their prompt falls short of it by more than `LESS_RELEVANT`. Each dose is judged
+    for itself, since effects are not monotone.
 
     Args:
         language_model: The model.
@@ -218,17 +218,17 @@ def choose_dose(unsteered: DoseTrial, trials: Sequence[DoseTrial]) -> DoseSearch
     Raises:
         CalibrationError: If not even the smallest dose leaves the answers whole.
     """
-    sound: list[DoseTrial] = []
-    for trial in trials:
-        if trial.incoherent > unsteered.incoherent + MORE_INCOHERENT + 1e-9:
-            break
-        if trial.relevant < unsteered.relevant - LESS_RELEVANT - 1e-9:
-            break
-        sound.append(trial)
+    sound = [
+        trial
+        for trial in trials
+        # The small number is for shares that are equal but for rounding.
+        if trial.incoherent <= unsteered.incoherent + MORE_INCOHERENT + 1e-9
+        and trial.relevant >= unsteered.relevant - LESS_RELEVANT - 1e-9
+    ]
     if not sound:
         raise CalibrationError(
-            f"even {trials[0].kl:.2f} nats per token make answers loop, break or leave the "
-            "subject; try other layers or more contrast pairs"
+            f"every dose from {trials[0].kl:.2f} nats per token on makes answers loop, break or "
+            "leave the subject; try smaller doses, other layers or more contrast pairs"
         )
     return DoseSearch(max(sound, key=lambda trial: trial.gain), unsteered, tuple(trials))
 

@@ -429,7 +429,7 @@ def test_heat_map_of_ragged_and_flat_grids(steer, folder: Path, tmp_path: Path) 
     loss, norm = grids(bundle)
     assert loss.layers == (0, 1, 2, 3, 4, 5)
     assert np.isnan(loss.values[0, 1]) and loss.edited[:, 3].all()
-    assert heat_map(norm, 80).plain.splitlines()[2].split() == ["a", "▁", "·", "·", "·•", "·", "▁"]
+    assert heat_map(norm, 80).plain.splitlines()[2] == "a  ▁ · · ·•· ▁ "
     assert "•" not in heat_map(norm, 12).plain
     path = tmp_path / "ragged.safetensors"
     bundle.save(path)
@@ -453,7 +453,7 @@ def test_demo(steer, folder: Path) -> None:
     assert f"bundle   {folder / 'bundle.safetensors'}\n" in out
     assert "weights  brevity 1; warmth 1; brevity 0.5 + warmth 0.5\n" in out
     assert re.search(r"│ unsteered  \d words +│ brevity 1  6 words +│", out)
-    assert re.search(r"brevity 1 +│ words \(fewer", out) and "short short short" in out
+    assert re.search(r"brevity 1 +│ words \(lower", out) and "short short short" in out
     assert re.search(r"16 answers .* in \d", out)
     assert max(map(len, out.splitlines()[4:-3])) <= 80
 
@@ -501,7 +501,7 @@ def test_demo_measures_the_change() -> None:
     rows = [[str(cell) for cell in row] for row in zip(*columns, strict=True)]
     assert rows == [
         ["unsteered", "", "", "", "", "0/2", "0/2"],
-        ["brevity 1", "words (fewer wanted)", "5.00", "2.00", "-3.00", "0/2", "0/2"],
+        ["brevity 1", "words (lower wanted)", "5.00", "2.00", "-3.00", "0/2", "0/2"],
         ["humor 1", "(has no text measure)", "", "", "", "1/2", "1/2"],
     ]
 

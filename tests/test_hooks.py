@@ -214,6 +214,13 @@ def test_several_generations_in_one_block_each_have_their_own_prompt(llama):
             check_against([alone], *generate(llama, [prompt]))
 
 
+def test_the_number_of_rows_may_change_in_a_block(llama):
+    expected = [oracle_greedy(llama, prompt, MIXED) for prompt in PROMPTS]
+    with attach(llama).steer(MIXED):
+        for rows in (1, 5, 2, 5):
+            check_against(expected[:rows], *generate(llama, PROMPTS[:rows]))
+
+
 # --- Which positions -----------------------------------------------------------------------------
 
 

@@ -101,9 +101,7 @@ def test_mixed_batch_of_32_edits_equals_each_row_alone(steerer: Steerer) -> None
 
 def all_different(edits: list[Edit]) -> bool:
     flat = [np.concatenate([layer.e for layer in edit.layers.values()]) for edit in edits]
-    return all(
-        not np.allclose(a, b, atol=1e-6) for i, a in enumerate(flat) for b in flat[i + 1 :]
-    )
+    return all(not np.allclose(a, b, atol=1e-6) for i, a in enumerate(flat) for b in flat[i + 1 :])
 
 
 def test_strength_zero_is_the_plain_model_bit_for_bit(steerer: Steerer) -> None:
