@@ -80,7 +80,7 @@ def test_registers() -> None:
         "I am going to be okay. " * 6,
         "Soooooooooooooooooooo good",
         "You can do it and you can do it and you can do it and you can do it",
-        "Rest well tonight, friend. Eat. Rest well tonight, friend. Run. Rest well tonight, friend.",
+        "Rest well tonight, friend. Eat. Rest well tonight, friend. Rest well tonight, friend.",
         "ha ha ha ha ha ha ha ha ha ha ha ha ha ha",
     ],
 )
