@@ -684,6 +684,8 @@ def main() -> int:
         arguments.rounds, arguments.steps = 5, 4
     torch.backends.cuda.matmul.allow_tf32 = False
     torch._dynamo.config.cache_size_limit = 64
+    # Else the twin without hooks and the steered model, alike in all but hooks, share one graph.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
     device = torch.device(arguments.device)
     setup = Setup(device, arguments.tiny, arguments.rounds, arguments.steps, arguments.seed)
     names = ("torch", "transformers", "safetensors", "numpy", "einops", "scikit-learn")
