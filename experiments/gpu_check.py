@@ -534,7 +534,9 @@ class SpeedCheck:
         language_model, plain = self.models()
         hooks = attach(language_model)
         try:
-            return self._run(hooks, language_model, plain, mode, form, rows, different)
+            # Else the steered model and its twin, alike in all but the hooks, share one graph.
+            with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+                return self._run(hooks, language_model, plain, mode, form, rows, different)
         finally:
             hooks.remove()
             torch._dynamo.reset()
@@ -684,8 +686,6 @@ def main() -> int:
         arguments.rounds, arguments.steps = 5, 4
     torch.backends.cuda.matmul.allow_tf32 = False
     torch._dynamo.config.cache_size_limit = 64
-    # Else the twin without hooks and the steered model, alike in all but hooks, share one graph.
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
     device = torch.device(arguments.device)
     setup = Setup(device, arguments.tiny, arguments.rounds, arguments.steps, arguments.seed)
     names = ("torch", "transformers", "safetensors", "numpy", "einops", "scikit-learn")

@@ -1,8 +1,8 @@
 """Measure the default bundle on the report prompts, which nothing was tuned on.
 
 Every setting answers all report prompts; answers are stored one file a setting, so the run can be
-interrupted, resumed, and split over processes with `--settings`. When all are there the table is
-written.
+interrupted, resumed, and split over processes with `--settings`. The table has the settings that
+are there; it is written anew at the end of every run.
 
     python experiments/report.py                       # everything: about an hour on two cores
     python experiments/report.py --settings brevity    # one setting; run several side by side
@@ -36,7 +36,7 @@ UNSTEERED = "unsteered"
 
 
 def main() -> None:
-    """Parse arguments, generate what is missing, and write the table when all is there."""
+    """Parse arguments, generate what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--bundle", default=None, help="bundle file")
@@ -57,7 +57,8 @@ def main() -> None:
     for setting in arguments.settings or all_settings:
         answer_all(steerer, setting, decoding, arguments)
     paths = {setting: arguments.output / f"{setting}.jsonl" for setting in all_settings}
-    if all(path.exists() for path in paths.values()):
+    paths = {setting: path for setting, path in paths.items() if path.exists()}
+    if UNSTEERED in paths and len(paths) > 1:
         write_table(steerer, paths, decoding, arguments.output)
 
 
@@ -215,14 +216,14 @@ def markdown(rows: dict[str, dict[str, Any]], decoding: Decoding) -> str:
             f"{row['steered']:.2f} | {row['change']:+.2f} ({low:+.2f} to {high:+.2f}) | "
             f"{row['moved the wrong way']:.0%} | {coherence}"
         )
-    brief = rows["brevity"]
-    low, high = brief["fewer tokens, interval"]
-    lines += [
-        "",
-        f"Brevity: {brief['fewer tokens']:.1%} fewer tokens ({low:.1%} to {high:.1%}), counting "
-        f"an answer only if it ends by itself, is coherent and relevant "
-        f"({brief['count as brief']:.1%} do); any other counts with its unsteered length.",
-    ]
+    if brief := rows.get("brevity"):
+        low, high = brief["fewer tokens, interval"]
+        lines += [
+            "",
+            f"Brevity: {brief['fewer tokens']:.1%} fewer tokens ({low:.1%} to {high:.1%}), "
+            f"counting an answer only if it ends by itself, is coherent and relevant "
+            f"({brief['count as brief']:.1%} do); any other counts with its unsteered length.",
+        ]
     return "\n".join(lines) + "\n"
 
 
