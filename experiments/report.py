@@ -252,7 +252,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
             )
         axis.set_xticks([0, 1], ["unsteered", "steered"])
         towards = "more" if row["direction"] > 0 else "less"
-        axis.set_title(f"{trait}\n", fontsize=12, fontweight="bold")
+        axis.set_title(f"{trait}\n\n", fontsize=12, fontweight="bold")
         axis.text(
             0.5,
             1.02,
@@ -269,7 +269,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
         [100 * rows[name]["incoherent"] for name in names[::-1]],
         color=[grey if name == UNSTEERED else blue for name in names[::-1]],
     )
-    axis.set_title("coherence\n", fontsize=12, fontweight="bold")
+    axis.set_title("coherence\n\n", fontsize=12, fontweight="bold")
     axis.text(
         0.5,
         1.02,
