@@ -36,11 +36,11 @@ def normalise_weights(weights: Mapping[str, float], known: Collection[str]) -> d
                 f"weight of {name!r}: expected a finite number >= 0, got {weight}; "
                 f"known traits: {names}"
             )
-    largest = max(weights.values(), default=0)
+    largest = max(map(float, weights.values()), default=0.0)
     if largest == 0:
         raise WeightsError(f"all weights are zero; give at least one of {names} a weight > 0")
     # Divided by the largest first: neither very large nor very small weights can overflow.
-    scaled = {name: float(w) / float(largest) for name, w in sorted(weights.items()) if w > 0}
+    scaled = {name: float(w) / largest for name, w in sorted(weights.items()) if w > 0}
     total = math.fsum(scaled.values())
     return {name: weight / total for name, weight in scaled.items()}
 
