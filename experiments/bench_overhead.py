@@ -452,7 +452,7 @@ def main() -> None:
             for key, value in vars(arguments).items()
         },
     }
-    with contextlib.suppress(KeyboardInterrupt):  # what is measured by then is written
+    with contextlib.suppress(KeyboardInterrupt):  # the parts that are finished by then are written
         if "activations" in arguments.parts:  # first, while the model has no hooks
             result["activations"] = activations(
                 language_model,

@@ -16,7 +16,7 @@ import numpy as np
 from steer.chat import render
 from steer.edits import Edit
 from steer.errors import CalibrationError, InputError
-from steer.generation import Decoding, encode, generate_batch
+from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import Scope, attach
 from steer.likelihood import KLMeter
 from steer.measures import is_coherent
@@ -35,6 +35,7 @@ MORE_INCOHERENT = 0.02
 LESS_RELEVANT = 0.1
 _REFERENCE = Decoding(max_new_tokens=48)
 SEARCH_DECODING = Decoding(max_new_tokens=160)
+SEARCH_KLS = (0.1, 0.2, 0.35, 0.55)
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ def reference_meter(
     """A meter on the unedited model's own greedy answers to the prompts."""
     texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
     answers = generate_batch(language_model, texts, _REFERENCE)
-    sequences = []
-    for text, answer in zip(texts, answers, strict=True):
-        ids = encode(language_model, [text])["input_ids"][0].tolist()
-        sequences.append((ids, answer.tokens))
+    sequences = [
+        (prompt_tokens(language_model, text), answer.tokens)
+        for text, answer in zip(texts, answers, strict=True)
+    ]
     return KLMeter(language_model, sequences, scope=scope)
 
 
@@ -168,7 +169,7 @@ def search_dose(
     gain: Gain,
     *,
     meter: KLMeter,
-    kls: Sequence[float] = (0.1, 0.2, 0.35, 0.55),
+    kls: Sequence[float] = SEARCH_KLS,
     decoding: Decoding = SEARCH_DECODING,
     scope: Scope = "response",
     unsteered: Sequence[str] | None = None,
@@ -193,7 +194,7 @@ def search_dose(
             edits; generated if not given.
 
     Raises:
-        CalibrationError: If not even the smallest dose leaves the answers whole.
+        CalibrationError: If no dose leaves the answers whole.
     """
     scan: dict[float, float] = {}  # shared: the doses are on one curve
     calibrations = [_solve(meter, edit, kl, scan) for kl in sorted(kls)]
@@ -213,10 +214,10 @@ def search_dose(
 
 
 def choose_dose(unsteered: DoseTrial, trials: Sequence[DoseTrial]) -> DoseSearch:
-    """The dose with the largest gain before answers suffer.
+    """The dose with the largest gain among those that leave the answers whole.
 
     Raises:
-        CalibrationError: If not even the smallest dose leaves the answers whole.
+        CalibrationError: If no dose does.
     """
     sound = [
         trial

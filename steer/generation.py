@@ -111,6 +111,12 @@ def encode(language_model: LanguageModel, texts: Sequence[str]) -> dict[str, Ten
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 
+def prompt_tokens(language_model: LanguageModel, text: str) -> list[int]:
+    """Token ids of one rendered prompt, as `encode` gives them."""
+    ids: list[int] = encode(language_model, [text])["input_ids"][0].tolist()
+    return ids
+
+
 def end_tokens(language_model: LanguageModel) -> frozenset[int]:
     """Token ids that end an answer."""
     ids = language_model.model.generation_config.eos_token_id

@@ -23,6 +23,7 @@ from steer.chat import render
 from steer.contrast import SAMPLING, PairSet, generate_pairs
 from steer.dose import (
     SEARCH_DECODING,
+    SEARCH_KLS,
     DoseSearch,
     DoseTrial,
     choose_dose,
@@ -31,7 +32,7 @@ from steer.dose import (
 )
 from steer.edits import Edit, additive, two_step
 from steer.errors import CalibrationError, DataError, InputError, LowReliabilityWarning
-from steer.generation import encode, generate_batch
+from steer.generation import generate_batch, prompt_tokens
 from steer.hooks import Scope
 from steer.likelihood import KLMeter, log_ratio
 from steer.measures import TRAIT_MEASURES
@@ -72,7 +73,7 @@ class Recipe:
     develop_prompts: int = 20
     pooling: Pooling = "mean"
     scope: Scope = "response"
-    kls: tuple[float, ...] = (0.1, 0.2, 0.35, 0.55)
+    kls: tuple[float, ...] = SEARCH_KLS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -235,11 +236,13 @@ def _fit(language_model: LanguageModel, pair_set: PairSet, recipe: Recipe) -> Su
     layers = range(round(0.2 * depth), max(round(0.8 * depth), round(0.2 * depth) + 1))
     answers = [pair.positive for pair in pair_set.pairs]
     answers += [pair.negative for pair in pair_set.pairs]
-    sequences = []
-    for answer in answers:
-        text = render(language_model.tokenizer, answer.request)
-        prompt = encode(language_model, [text])["input_ids"][0].tolist()
-        sequences.append((prompt, answer.tokens))
+    sequences = [
+        (
+            prompt_tokens(language_model, render(language_model.tokenizer, answer.request)),
+            answer.tokens,
+        )
+        for answer in answers
+    ]
     read = read_activations(language_model, sequences, layers, pooling=recipe.pooling)
     half = len(pair_set.pairs)
     return fit_subspace(
@@ -256,8 +259,8 @@ def _fit(language_model: LanguageModel, pair_set: PairSet, recipe: Recipe) -> Su
 def candidate_layers(subspace: Subspace, rule: Layers) -> dict[str, tuple[int, ...]]:
     """Layer sets by the name of the rule that proposes them; several for rule "gain".
 
-    "middle" is the window from a quarter to two thirds of the depth that was read, the part of
-    the network in which mean-difference edits are reported to work best (arXiv 2312.06681).
+    "middle" is the window from about a quarter to two thirds of the model's depth, the part of the
+    network in which mean-difference edits are reported to work best (arXiv 2312.06681).
     """
     losses = {index: layer.ccs.loss for index, layer in subspace.layers.items()}
     first, last = min(losses), max(losses)

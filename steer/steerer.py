@@ -148,12 +148,10 @@ class Steerer:
             InputError: If a prompt, weights or an option is not usable.
         """
         decoding = Decoding.from_options(options)
-        if isinstance(prompt, str) or is_chat(prompt):
-            return self.answer([prompt], weights, strength=strength, seed=seed, decoding=decoding)[
-                0
-            ].text
-        answers = self.answer(prompt, weights, strength=strength, seed=seed, decoding=decoding)
-        return [answer.text for answer in answers]
+        single = isinstance(prompt, str) or is_chat(prompt)
+        prompts: Sequence[Any] = [prompt] if single else prompt
+        answers = self.answer(prompts, weights, strength=strength, seed=seed, decoding=decoding)
+        return answers[0].text if single else [answer.text for answer in answers]
 
     def answer(
         self,
@@ -256,10 +254,8 @@ class Steerer:
     def _edits(
         self, weights: Weights | Sequence[Weights | None] | None, strength: float
     ) -> Edit | list[Edit | None]:
-        if weights is None or isinstance(weights, Mapping):
-            return self.resolve(weights, strength)
         if not isinstance(weights, Sequence) or isinstance(weights, str):
-            return self.resolve(weights, strength)  # raises, naming the known traits
+            return self.resolve(weights, strength)  # text is refused there, as no mapping
         resolved: dict[tuple[tuple[str, float], ...] | None, Edit] = {}
         rows: list[Edit | None] = []
         for row in weights:
