@@ -1,7 +1,8 @@
 """Measure what steering costs: decoding speed, reading activations, start-up.
 
-One command, `python experiments/bench_overhead.py` (or `make bench`), writes
-experiments/results/overhead.json with every single timing and prints a table.
+One command, `python experiments/bench_overhead.py` (or `make bench`), writes a file a part with
+every single timing into experiments/results/overhead/, after each case, and prints tables. It takes
+half an hour; nothing else should run meanwhile. `--parts` runs some of it.
 
 **Decoding.** The packaged model in fp32 on one thread decodes greedily. Arms: the steered model,
 the same model with its hooks inactive, and a twin on the same weights that never had hooks. One
@@ -114,10 +115,9 @@ class Decoder:
 
 def decoding(
     language_model: LanguageModel, *, prompt: int, steps: int, rounds: int, seed: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     plain = twin(language_model.model)
     hooks = attach(language_model)
-    results = []
     for number, (form, rank) in enumerate(FORMS.items()):
         for rows, different in CASES:
             rng = np.random.default_rng([seed, number, rows, different])
@@ -125,12 +125,11 @@ def decoding(
             result = _decode_case(
                 language_model, plain, hooks, edits, rows, prompt, steps, rounds, rng, seed
             )
-            results.append({"form": form, "rows": rows, "edits": different, **result})
+            yield {"form": form, "rows": rows, "edits": different, **result}
         # Fresh buffers, of the next form's rank.
         hooks.remove()
         hooks = attach(language_model)
     hooks.remove()
-    return results
 
 
 @torch.no_grad()
@@ -193,19 +192,23 @@ def activations(
     rounds: int,
     batch_sizes: Sequence[int],
     seed: int,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
+    """What was found so far, after each case."""
     if peer_site is None:
-        return {"status": "not run: no --peer-site"}
+        yield {"status": "not run: no --peer-site"}
+        return
     sys.path.append(str(peer_site))
     try:
         found = version(PEER)
     except ImportError:
-        return {"status": f"not run: no {PEER} in {peer_site}"}
+        yield {"status": f"not run: no {PEER} in {peer_site}"}
+        return
     if found != PEER_VERSION:
-        return {"status": f"not run: {PEER} {found} in {peer_site}, expected {PEER_VERSION}"}
+        yield {"status": f"not run: {PEER} {found} in {peer_site}, expected {PEER_VERSION}"}
+        return
     texts = _pair_texts(language_model, pairs, seed)
     rng = np.random.default_rng([seed, 1])
-    probe_texts = texts[: max(2, min(32, pairs))]
+    probe_texts = texts[: max(2, min(8, pairs))]
     everything = range(len(language_model.layers))
     probe = interleave(
         {
@@ -218,7 +221,8 @@ def activations(
         rng,
     )
     best = min(batch_sizes, key=lambda size: min(probe[str(size)]))
-    return {
+    settings: list[dict[str, Any]] = []
+    result = {
         "status": "run",
         "peer": f"{PEER} {found}",
         "pairs": pairs,
@@ -230,11 +234,12 @@ def activations(
         "pooling": "last token of each text, the one that the peer reads",
         "batch_size_probe_seconds": probe,
         "best_batch_size": best,
-        "settings": [
-            {"layers": name, **_read_case(language_model, texts, layers, best, rounds, rng, seed)}
-            for name, layers in (("8-19", LAYERS), ("all", everything))
-        ],
+        "settings": settings,
     }
+    for name, layers in (("8-19", LAYERS), ("all", everything)):
+        case = _read_case(language_model, texts, layers, best, rounds, rng, seed)
+        settings.append({"layers": name, **case})
+        yield result
 
 
 def _read_case(
@@ -421,7 +426,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="rounds of decoding a case")
     parser.add_argument("--steps", type=int, default=6, help="timed decode steps a round and arm")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
-    parser.add_argument("--pairs", type=int, default=100, help="pairs whose activations are read")
+    parser.add_argument("--pairs", type=int, default=24, help="pairs whose activations are read")
     parser.add_argument("--read-rounds", type=int, default=5)
     parser.add_argument("--ready-runs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -433,7 +438,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few rounds: a check, no figures")
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "experiments" / "results" / "overhead.json"
+        "--output", type=Path, default=ROOT / "experiments" / "results" / "overhead"
     )
     arguments = parser.parse_args()
     if arguments.quick:
@@ -441,7 +446,7 @@ def main() -> None:
         arguments.read_rounds, arguments.ready_runs = 2, 1
     torch.set_num_threads(1)
     language_model = load_model()
-    result: dict[str, Any] = {
+    header: dict[str, Any] = {
         "model": language_model.name,
         "fingerprint": str(language_model.fingerprint),
         "dtype": str(language_model.model.dtype),
@@ -452,27 +457,36 @@ def main() -> None:
             for key, value in vars(arguments).items()
         },
     }
-    with contextlib.suppress(KeyboardInterrupt):  # the parts that are finished by then are written
+    result: dict[str, Any] = {}
+
+    def keep(part: str, found: Any) -> None:
+        result[part] = found
+        write_json(arguments.output / f"{part}.json", {**header, part: found})
+
+    with contextlib.suppress(KeyboardInterrupt):  # the cases that are finished by then are written
         if "activations" in arguments.parts:  # first, while the model has no hooks
-            result["activations"] = activations(
+            for found in activations(
                 language_model,
                 peer_site=arguments.peer_site,
                 pairs=arguments.pairs,
                 rounds=arguments.read_rounds,
                 batch_sizes=(1, 8) if arguments.quick else PEER_BATCHES,
                 seed=arguments.seed,
-            )
+            ):
+                keep("activations", found)
         if "decoding" in arguments.parts:
-            result["decoding"] = decoding(
+            cases: list[dict[str, Any]] = []
+            for case in decoding(
                 language_model,
                 prompt=arguments.prompt,
                 steps=arguments.steps,
                 rounds=arguments.rounds,
                 seed=arguments.seed,
-            )
+            ):
+                cases.append(case)
+                keep("decoding", cases)
         if "readiness" in arguments.parts:
-            result["readiness"] = readiness(arguments.ready_runs)
-    write_json(arguments.output, result)
+            keep("readiness", readiness(arguments.ready_runs))
     print("\n".join(report(result)))
     print(f"\nwritten to {arguments.output}")
 

@@ -4,17 +4,19 @@ Every setting answers all report prompts; answers are stored one file a setting,
 interrupted, resumed, and split over processes with `--settings`. The table has the settings that
 are there; it is written anew at the end of every run.
 
-    python experiments/report.py                       # everything: about an hour on two cores
+    python experiments/report.py                       # everything: an hour on one core
     python experiments/report.py --settings brevity    # one setting; run several side by side
+    python experiments/report.py --plain               # plain greedy decoding, for comparison
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 import steer
+from steer.edits import Edit
 from steer.generation import Decoding
 from steer.measures import TRAIT_MEASURES, is_broken, is_looping
 from steer.prompts import load_prompts
@@ -40,11 +43,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--bundle", default=None, help="bundle file")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "report")
+    parser.add_argument("--output", type=Path, help="default: results/report or report-plain")
     parser.add_argument("--settings", nargs="*", default=None, help="unsteered and trait names")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--max-new-tokens", type=int, default=384)
-    parser.add_argument("--plain", action="store_true", help="greedy without repetition penalty")
+    parser.add_argument("--plain", action="store_true", help="greedy, nothing against loops")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -52,7 +55,9 @@ def main() -> None:
     all_settings = [UNSTEERED, *TRAIT_MEASURES]
     decoding = Decoding(max_new_tokens=arguments.max_new_tokens)
     if arguments.plain:
-        decoding = Decoding(max_new_tokens=arguments.max_new_tokens, repetition_penalty=1.0)
+        decoding = replace(decoding, repetition_penalty=1.0, no_repeat_ngram_size=None)
+    if arguments.output is None:
+        arguments.output = HERE / "results" / ("report-plain" if arguments.plain else "report")
     steerer = steer.load(arguments.model, arguments.bundle)
     for setting in arguments.settings or all_settings:
         answer_all(steerer, setting, decoding, arguments)
@@ -65,12 +70,21 @@ def main() -> None:
 def answer_all(
     steerer: Steerer, setting: str, decoding: Decoding, arguments: argparse.Namespace
 ) -> None:
-    """Answer all report prompts under one setting into its file; finished files are kept."""
+    """Answer all report prompts under one setting into its file, unless they are there already.
+
+    The file's first line says what made it; answers of another edit or decoding are made anew.
+    """
     path = arguments.output / f"{setting}.jsonl"
-    if path.exists():
-        return
     prompts = sorted(load_prompts("report")[: arguments.prompts], key=lambda p: len(p.text))
     weights = None if setting == UNSTEERED else {setting: 1.0}
+    made_by = {
+        "fingerprint": str(steerer.language_model.fingerprint),
+        "edit": digest(steerer.resolve(weights)),
+        "decoding": asdict(decoding),
+        "prompts": len(prompts),
+    }
+    if path.exists() and json.loads(path.read_text().splitlines()[0]) == made_by:
+        return
     rows = []
     for start in tqdm(range(0, len(prompts), arguments.batch), desc=setting, disable=None):
         batch = prompts[start : start + arguments.batch]
@@ -80,7 +94,16 @@ def answer_all(
             for p, a in zip(batch, answers, strict=True)
         ]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in sorted(rows, key=row_id)))
+        lines = [made_by, *sorted(rows, key=row_id)]
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def digest(edit: Edit) -> str:
+    """A name for what an edit does."""
+    parts = (
+        part for layer in edit.layers.values() for part in (layer.e, layer.v, layer.u, layer.c)
+    )
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
 def row_id(row: dict[str, Any]) -> str:
@@ -98,7 +121,7 @@ def interval(values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> li
 def write_table(steerer: Steerer, paths: dict[str, Path], decoding: Decoding, output: Path) -> None:
     """Summarise all settings into `summary.json` and `summary.md`."""
     answers = {
-        setting: [json.loads(line) for line in path.read_text().splitlines()]
+        setting: [json.loads(line) for line in path.read_text().splitlines()[1:]]
         for setting, path in paths.items()
     }
     texts = {p.id: p.text for p in load_prompts("report")}
@@ -195,11 +218,20 @@ def summarise(
     return result
 
 
+def described(decoding: Decoding) -> str:
+    """The decoding in words."""
+    how = ["Greedy decoding"]
+    if decoding.repetition_penalty != 1:
+        how.append(f"repetition penalty {decoding.repetition_penalty}")
+    if decoding.no_repeat_ngram_size:
+        how.append(f"no {decoding.no_repeat_ngram_size} tokens in a row twice")
+    return ", ".join([*how, f"at most {decoding.max_new_tokens} tokens"]) + "."
+
+
 def markdown(rows: dict[str, dict[str, Any]], decoding: Decoding) -> str:
     """The table as Markdown."""
     lines = [
-        f"Greedy decoding, repetition penalty {decoding.repetition_penalty}, at most "
-        f"{decoding.max_new_tokens} tokens.",
+        described(decoding),
         "",
         "| setting | tokens | measure | unsteered | steered | change (95%) | wrong way "
         "| looping or broken | relevant |",

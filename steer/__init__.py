@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from steer.dose import calibrate
     from steer.edits import Edit
     from steer.errors import SteerError
+    from steer.generation import Decoding
     from steer.models import LanguageModel, load_model
     from steer.pipeline import Recipe, build
     from steer.quick import generate
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 else:
     _MODULES = {
         "Bundle": "bundle",
+        "Decoding": "generation",
         "Edit": "edits",
         "LanguageModel": "models",
         "Recipe": "pipeline",
@@ -53,6 +55,7 @@ else:
 
 __all__ = [
     "Bundle",
+    "Decoding",
     "Edit",
     "LanguageModel",
     "Recipe",

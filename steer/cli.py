@@ -150,6 +150,9 @@ TopK = Annotated[int | None, typer.Option(min=1, help="This many likeliest token
 Penalty = Annotated[
     float | None, typer.Option(min=1e-4, help="Of tokens that appeared; 1 is none. Default: 1.1.")
 ]
+NgramSize = Annotated[
+    int | None, typer.Option(min=0, help="Sequences of this many tokens come once. Default: 6.")
+]
 MaxNewTokens = Annotated[
     int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 384.")
 ]
@@ -162,6 +165,7 @@ def _decoding(
     top_p: float | None,
     top_k: int | None,
     repetition_penalty: float | None,
+    no_repeat_ngram_size: int | None,
 ) -> DecodingOptions:
     """The decoding options that were given."""
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
@@ -173,6 +177,7 @@ def _decoding(
         "max_new_tokens": max_new_tokens,
         "do_sample": sample or None,
         "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
         **sampling,
     }
     options: Any = {name: value for name, value in given.items() if value is not None}
@@ -319,7 +324,7 @@ def build(
         int | None, typer.Option(help="Prompts for contrast pairs, 8 to 300. Default: 64.")
     ] = None,
     develop_prompts: Annotated[
-        int | None, typer.Option(help="Prompts for the dose search, 8 to 100. Default: 20.")
+        int | None, typer.Option(help="Prompts for the dose search, 8 to 100. Default: 40.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**31, help="Default: 0.")] = None,
     work_dir: Annotated[
@@ -421,6 +426,7 @@ def generate(
     top_p: TopP = None,
     top_k: TopK = None,
     repetition_penalty: Penalty = None,
+    no_repeat_ngram_size: NgramSize = None,
     model: Model = None,
     bundle: BundleFile = None,
     force: Force = False,
@@ -431,7 +437,15 @@ def generate(
     """
     from steer.weights import check_strength
 
-    options = _decoding(max_new_tokens, sample, temperature, top_p, top_k, repetition_penalty)
+    options = _decoding(
+        max_new_tokens,
+        sample,
+        temperature,
+        top_p,
+        top_k,
+        repetition_penalty,
+        no_repeat_ngram_size,
+    )
     weights = _weights(weight)
     if strength is not None:
         check_strength(strength)
@@ -489,6 +503,7 @@ def chat(
     top_p: TopP = None,
     top_k: TopK = None,
     repetition_penalty: Penalty = None,
+    no_repeat_ngram_size: NgramSize = None,
     model: Model = None,
     bundle: BundleFile = None,
     force: Force = False,
@@ -496,7 +511,15 @@ def chat(
     """Talk with the model; weights are sliders that can be moved between the answers."""
     from steer.weights import check_strength
 
-    options = _decoding(max_new_tokens, sample, temperature, top_p, top_k, repetition_penalty)
+    options = _decoding(
+        max_new_tokens,
+        sample,
+        temperature,
+        top_p,
+        top_k,
+        repetition_penalty,
+        no_repeat_ngram_size,
+    )
     check_strength(strength)
     sliders = _weights(weight)
     steerer = _load(model, bundle, force=force, weights=sliders)

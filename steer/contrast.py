@@ -32,7 +32,12 @@ FORMAT = 1
 # Sampling, so that the answers under two poles differ in more than one likely continuation; a
 # top-k rather than a nucleus, because sorting the vocabulary costs more than the model on a CPU.
 SAMPLING = Decoding(
-    max_new_tokens=64, do_sample=True, temperature=0.7, top_k=50, repetition_penalty=1.0
+    max_new_tokens=64,
+    do_sample=True,
+    temperature=0.7,
+    top_k=50,
+    repetition_penalty=1.0,
+    no_repeat_ngram_size=None,
 )
 BATCH_PROMPTS = 64
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -34,8 +35,7 @@ _KL_TOLERANCE = 0.02  # relative
 MORE_INCOHERENT = 0.02
 LESS_RELEVANT = 0.1
 _REFERENCE = Decoding(max_new_tokens=48)
-SEARCH_DECODING = Decoding(max_new_tokens=160)
-SEARCH_KLS = (0.1, 0.2, 0.35, 0.55)
+SEARCH_KLS = (0.1, 0.2, 0.3, 0.45)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def search_dose(
     *,
     meter: KLMeter,
     kls: Sequence[float] = SEARCH_KLS,
-    decoding: Decoding = SEARCH_DECODING,
+    decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
     scope: Scope = "response",
     unsteered: Sequence[str] | None = None,
 ) -> DoseSearch:
@@ -178,8 +178,8 @@ def search_dose(
 
     All doses are generated in one batch, as rows with different edits. A dose is out if the share
     of answers that loop or break exceeds the unsteered model's by more than `MORE_INCOHERENT`, or
-    the share about their prompt falls short of it by more than `LESS_RELEVANT`. Each dose is judged
-    for itself, since effects are not monotone.
+    the share about their prompt falls short of it by more than `LESS_RELEVANT`; larger doses are
+    then out as well. Answers should be as long as those that will be served: loops come late.
 
     Args:
         language_model: The model.
@@ -214,22 +214,30 @@ def search_dose(
 
 
 def choose_dose(unsteered: DoseTrial, trials: Sequence[DoseTrial]) -> DoseSearch:
-    """The dose with the largest gain among those that leave the answers whole.
+    """The dose with the largest gain before answers suffer.
+
+    Args:
+        unsteered: The unsteered model's answers.
+        trials: By ascending divergence. Beyond the first dose that harms the answers none is
+            taken, since one that passes there passes by luck; the gain may fall before.
 
     Raises:
-        CalibrationError: If no dose does.
+        CalibrationError: If the smallest dose harms them already.
     """
-    sound = [
-        trial
-        for trial in trials
-        # The small number is for shares that are equal but for rounding.
-        if trial.incoherent <= unsteered.incoherent + MORE_INCOHERENT + 1e-9
-        and trial.relevant >= unsteered.relevant - LESS_RELEVANT - 1e-9
-    ]
+    sound = list(
+        takewhile(
+            # The small number is for shares that are equal but for rounding.
+            lambda trial: (
+                trial.incoherent <= unsteered.incoherent + MORE_INCOHERENT + 1e-9
+                and trial.relevant >= unsteered.relevant - LESS_RELEVANT - 1e-9
+            ),
+            trials,
+        )
+    )
     if not sound:
         raise CalibrationError(
-            f"every dose from {trials[0].kl:.2f} nats per token on makes answers loop, break or "
-            "leave the subject; try smaller doses, other layers or more contrast pairs"
+            f"a dose of {trials[0].kl:.2f} nats per token makes answers loop, break or leave the "
+            "subject already; try smaller doses, other layers or more contrast pairs"
         )
     return DoseSearch(max(sound, key=lambda trial: trial.gain), unsteered, tuple(trials))
 

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from steer.errors import InputError
+from steer.hooks import attach
 from steer.models import LanguageModel
+
+# Short enough that rows leave soon after their end; a call costs some milliseconds.
+_SEGMENT = 32
 
 
 class DecodingOptions(TypedDict, total=False):
@@ -31,8 +35,8 @@ class DecodingOptions(TypedDict, total=False):
 class Decoding:
     """How the next token is chosen; the fields have the names and meanings of `transformers`.
 
-    The defaults are greedy decoding with a mild repetition penalty: small models fall into loops
-    under plain greedy decoding (README, "Results").
+    The defaults are greedy decoding with a mild repetition penalty, and without repeating six
+    tokens in a row: small models fall into loops under plain greedy decoding (README, "Results").
 
     Attributes:
         max_new_tokens: Longest answer, in tokens.
@@ -43,7 +47,8 @@ class Decoding:
         top_k: Sample from this many likeliest tokens.
         num_beams: Beams of beam search.
         repetition_penalty: Divides the logits of tokens that have appeared; 1 is none.
-        no_repeat_ngram_size: Length of token sequences that must not come twice.
+        no_repeat_ngram_size: Length of token sequences that must not come twice, the prompt
+            included; 0 is none.
     """
 
     max_new_tokens: int = 384
@@ -54,7 +59,7 @@ class Decoding:
     top_k: int | None = None
     num_beams: int = 1
     repetition_penalty: float = 1.1
-    no_repeat_ngram_size: int | None = None
+    no_repeat_ngram_size: int | None = 6
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -63,6 +68,22 @@ class Decoding:
         given = [name for name, value in sampling.items() if value is not None]
         if given and not self.do_sample:
             raise InputError(f"{given[0]} has no effect on greedy decoding; pass do_sample=True")
+        if self.num_beams < 1:
+            raise InputError(f"num_beams: expected at least 1, got {self.num_beams}")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise InputError(f"temperature: expected a number above 0, got {self.temperature}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p: expected a number above 0, at most 1, got {self.top_p}")
+        if self.top_k is not None and self.top_k < 0:
+            raise InputError(f"top_k: expected at least 0 (0 is all tokens), got {self.top_k}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise InputError(
+                f"repetition_penalty: expected a number above 0, got {self.repetition_penalty}"
+            )
+        if self.no_repeat_ngram_size is not None and self.no_repeat_ngram_size < 0:
+            raise InputError(
+                f"no_repeat_ngram_size: expected at least 0, got {self.no_repeat_ngram_size}"
+            )
 
     @classmethod
     def from_options(cls, options: DecodingOptions) -> Decoding:
@@ -135,30 +156,84 @@ def generate_batch(
 ) -> list[Generated]:
     """Generate for a batch of rendered prompts, under whatever edits are attached.
 
+    Answers differ in length, and a row that has ended would be computed until the longest one
+    ends. So a greedy batch is generated a segment at a time and rows that have ended leave it
+    between segments: the same tokens as from one call, in less time.
+
     Args:
         language_model: The model.
         texts: B rendered prompts.
         decoding: How tokens are chosen.
         seed: Seeds torch's generators for this call and leaves them as they were after it.
-        generation_options: Further arguments of `model.generate`, such as a streamer.
+        generation_options: Further arguments of `model.generate`, such as a streamer; the batch
+            is then generated in one call.
 
     Returns:
         B answers.
     """
     inputs = encode(language_model, texts)
+    prompt = inputs["input_ids"].shape[1]
+    # Beams share a row's cache; a streamer wants one call; and what a row samples must not hang on
+    # when the others end.
+    one_call = (
+        len(texts) == 1 or decoding.num_beams > 1 or decoding.do_sample or bool(generation_options)
+    )
+    segment = decoding.max_new_tokens if one_call else _SEGMENT
     devices = [language_model.device] if language_model.device.type == "cuda" else []
     with torch.inference_mode(), torch.random.fork_rng(devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        output = language_model.model.generate(
-            **inputs,
-            **decoding.options(),
-            pad_token_id=language_model.tokenizer.pad_token_id,
-            **(generation_options or {}),
-        )
+        rows = _segments(language_model, inputs, decoding, segment, generation_options or {})
     ends = end_tokens(language_model)
-    new = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_finish(language_model, row, ends) for row in new]
+    return [_finish(language_model, row[prompt:], ends) for row in rows]
+
+
+def _segments(
+    language_model: LanguageModel,
+    inputs: dict[str, Tensor],
+    decoding: Decoding,
+    segment: int,
+    options: dict[str, Any],
+) -> list[list[int]]:
+    """Token ids of each row, prompt included; rows that have ended leave between segments."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]  # (B, T)
+    ends = torch.tensor(sorted(end_tokens(language_model)), device=ids.device)
+    place = list(range(len(ids)))  # which answer each row of the batch is
+    answers: list[list[int]] = [[] for _ in place]
+    cache = None
+    done = 0
+    while place:
+        step = min(segment, decoding.max_new_tokens - done)
+        output = language_model.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            pad_token_id=language_model.tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            **decoding.options()
+            | {
+                "max_new_tokens": step,
+                "min_new_tokens": min(step, max((decoding.min_new_tokens or 0) - done, 0)),
+            },
+            **options,
+        )
+        ids, cache = output.sequences, output.past_key_values
+        mask = torch.cat([mask, mask.new_ones((len(ids), ids.shape[1] - mask.shape[1]))], dim=1)
+        done += step
+        going = ~torch.isin(ids[:, -step:], ends).any(dim=1)
+        if done >= decoding.max_new_tokens:
+            going[:] = False
+        for row in torch.nonzero(~going)[:, 0].tolist():
+            answers[place[row]] = ids[row].tolist()
+        kept = torch.nonzero(going)[:, 0]
+        if len(kept) < len(place):
+            place = [place[row] for row in kept.tolist()]
+            if not place:
+                break
+            ids, mask = ids[kept], mask[kept]
+            cache.batch_select_indices(kept)
+            attach(language_model).keep_rows(kept)
+    return answers
 
 
 def _finish(language_model: LanguageModel, row: list[int], ends: frozenset[int]) -> Generated:

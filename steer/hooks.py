@@ -240,6 +240,20 @@ class Hooks:
             finally:
                 self._leave(call)
 
+    def keep_rows(self, rows: Tensor) -> None:
+        """Tell the current `steer` block that only these rows of the last batch go on.
+
+        Args:
+            rows: Indices (B,) of the rows of the last forward pass that the next one has. Outside
+                a block there is nothing to keep, and nothing happens.
+        """
+        call = self._call
+        if call is None or not call.filled_rows:
+            return
+        row_index = call.row_index.repeat_interleave(call.filled_rows // len(call.row_index))
+        call.row_index = row_index[rows.to(row_index.device)]
+        call.filled_rows = 0
+
     def __getstate__(self) -> dict[str, Any]:
         # So that a copy of the model is a model with hooks of its own.
         if self._call is not None:
@@ -434,7 +448,9 @@ def attach(language_model: LanguageModel) -> Hooks:
     """The hooks of a model, installed on the first call."""
     existing: Hooks | None = language_model.model.__dict__.get(_ATTRIBUTE)
     if existing is None:
-        existing = Hooks(language_model)
+        # The buffers are written outside inference mode too, which forbids tensors made in it.
+        with torch.inference_mode(False):
+            existing = Hooks(language_model)
         language_model.model.__dict__[_ATTRIBUTE] = existing
     return existing
 

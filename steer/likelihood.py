@@ -61,14 +61,23 @@ def log_ratio(
     prompts: Sequence[str],
     responses: Sequence[str],
     *,
+    max_tokens: int | None = None,
     batch_tokens: int = 4096,
 ) -> NDArray[np.float64]:
     """How much a response sounds like a trait to the unedited model, in nats per token (n,).
 
     mean log p(y | x, positive instruction) - mean log p(y | x, negative instruction), with the
     first instruction of each pole. An empty response has no tokens to judge and gets 0.
+
+    Args:
+        language_model: The model; edits must not be attached.
+        trait: Whose instructions are compared.
+        prompts: What was asked, n of them.
+        responses: What was answered.
+        max_tokens: Judge the beginning of each response, of this many tokens; None for all of it.
+        batch_tokens: Tokens in one forward pass.
     """
-    tokens = [response_tokens(language_model, text) for text in responses]
+    tokens = [response_tokens(language_model, text)[:max_tokens] for text in responses]
     kept = [i for i, ids in enumerate(tokens) if ids]
     values = []
     for pole in (trait.positive, trait.negative):

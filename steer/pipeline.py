@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from steer.activations import Pooling, read_activations
@@ -22,7 +25,6 @@ from steer.bundle import Bundle, TraitEntry
 from steer.chat import render
 from steer.contrast import SAMPLING, PairSet, generate_pairs
 from steer.dose import (
-    SEARCH_DECODING,
     SEARCH_KLS,
     DoseSearch,
     DoseTrial,
@@ -32,7 +34,7 @@ from steer.dose import (
 )
 from steer.edits import Edit, additive, two_step
 from steer.errors import CalibrationError, DataError, InputError, LowReliabilityWarning
-from steer.generation import generate_batch, prompt_tokens
+from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import Scope
 from steer.likelihood import KLMeter, log_ratio
 from steer.measures import TRAIT_MEASURES
@@ -48,6 +50,9 @@ Layers = Literal["ccs-jump", "middle", "gain"]
 
 # Below this cosine agreement a trait's differences hardly share a direction.
 LOW_RELIABILITY = 0.1
+# Tokens of an answer that the log-ratio reads: a trait shows early, and reading costs as much as
+# writing.
+_JUDGED = 128
 
 
 @dataclass(frozen=True)
@@ -64,16 +69,18 @@ class Recipe:
         pooling: How a response's activations become one vector.
         scope: Where edits act.
         kls: Doses that are tried, in nats per token.
+        decoding: How develop prompts are answered.
         seed: Seeds sampling, CCS and its held-out pairs.
     """
 
     method: Method = "mean-difference"
     layers: Layers = "ccs-jump"
     prompts: int = 64
-    develop_prompts: int = 20
+    develop_prompts: int = 40
     pooling: Pooling = "mean"
     scope: Scope = "response"
     kls: tuple[float, ...] = SEARCH_KLS
+    decoding: Decoding = Decoding()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,7 +116,7 @@ def build(
 
     Raises:
         ModelError: If the model cannot be loaded.
-        TraitError: If a trait is not known or invalid.
+        InputError: If a trait is not known.
         DataError: If a trait leaves too few usable pairs, or the work folder belongs to a build
             with other settings.
         CalibrationError: If no dose leaves a trait's answers whole.
@@ -134,7 +141,7 @@ def build(
             seed=recipe.seed,
             progress=progress,
         )
-        subspace = _fit(language_model, pair_set, recipe)
+        subspace = _fit(language_model, pair_set, recipe, folder)
         if on_subspace is not None:
             on_subspace(pair_set, subspace)
         if subspace.reliability < LOW_RELIABILITY:
@@ -169,7 +176,7 @@ class _Context:
 def _prepare(language_model: LanguageModel, recipe: Recipe) -> _Context:
     prompts = tuple(prompt.text for prompt in load_prompts("develop")[: recipe.develop_prompts])
     texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
-    answers = generate_batch(language_model, texts, SEARCH_DECODING)
+    answers = generate_batch(language_model, texts, recipe.decoding)
     return _Context(
         prompts,
         tuple(answer.text for answer in answers),
@@ -225,7 +232,9 @@ def _build_trait(
     )
 
 
-def _fit(language_model: LanguageModel, pair_set: PairSet, recipe: Recipe) -> Subspace:
+def _fit(
+    language_model: LanguageModel, pair_set: PairSet, recipe: Recipe, folder: Path
+) -> Subspace:
     if len(pair_set.pairs) < 8:
         raise DataError(
             f"trait {pair_set.trait!r}: only {len(pair_set.pairs)} usable pairs (dropped: "
@@ -243,7 +252,7 @@ def _fit(language_model: LanguageModel, pair_set: PairSet, recipe: Recipe) -> Su
         )
         for answer in answers
     ]
-    read = read_activations(language_model, sequences, layers, pooling=recipe.pooling)
+    read = _read(language_model, pair_set.trait, sequences, layers, recipe, folder)
     half = len(pair_set.pairs)
     return fit_subspace(
         pair_set.trait,
@@ -254,6 +263,29 @@ def _fit(language_model: LanguageModel, pair_set: PairSet, recipe: Recipe) -> Su
         normalisation="common",
         seed=recipe.seed,
     )
+
+
+def _read(
+    language_model: LanguageModel,
+    trait: str,
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    layers: Sequence[int],
+    recipe: Recipe,
+    folder: Path,
+) -> dict[int, NDArray[np.float32]]:
+    """Read activations, or load what an earlier run read of exactly these sequences."""
+    what = [sequences, list(layers), recipe.pooling, language_model.fingerprint.to_dict()]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    path = folder / "activations" / f"{trait}-{key}.safetensors"
+    if path.exists():
+        try:
+            return {int(layer): values for layer, values in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: not stored activations ({error}); delete it") from error
+    read = read_activations(language_model, sequences, layers, pooling=recipe.pooling)
+    with atomic_path(path) as temporary:
+        save_file({str(layer): values for layer, values in read.items()}, temporary)
+    return read
 
 
 def candidate_layers(subspace: Subspace, rule: Layers) -> dict[str, tuple[int, ...]]:
@@ -323,7 +355,8 @@ def _dose(
 
     def gain(prompts: Sequence[str], answers: Sequence[str]) -> float:
         if measure is None:
-            return float(np.mean(log_ratio(language_model, trait, prompts, answers)))
+            ratios = log_ratio(language_model, trait, prompts, answers, max_tokens=_JUDGED)
+            return float(np.mean(ratios))
         return measure.sign * float(np.mean([measure.value(answer) for answer in answers]))
 
     try:
@@ -334,6 +367,7 @@ def _dose(
             gain,
             meter=context.meter,
             kls=recipe.kls,
+            decoding=recipe.decoding,
             scope=recipe.scope,
             unsteered=context.unsteered,
         )

@@ -113,7 +113,7 @@ def test_choice_against_a_plain_loop(
             or unsteered.relevant - one.relevant > LESS_RELEVANT + 1e-9
         )
         if suffers:
-            continue
+            break
         if best is None or one.gain > best.gain:
             best = one
     if best is None:

@@ -167,6 +167,17 @@ def test_log_ratio(llama):
         assert value == pytest.approx(expected, abs=1e-4)
 
 
+def test_log_ratio_of_the_beginning(llama):
+    whole = "I am fine, and you?"
+    ids = llama.tokenizer(whole, add_special_tokens=False).input_ids
+    beginning = llama.tokenizer.decode(ids[:4])
+    assert response_tokens(llama, beginning) == tuple(ids[:4])
+    cut = log_ratio(llama, TRAIT, ["Hi", "Why"], [whole, "no"], max_tokens=4)
+    expected = log_ratio(llama, TRAIT, ["Hi", "Why"], [beginning, "no"])
+    assert cut == pytest.approx(expected, abs=1e-6)
+    assert cut[0] != pytest.approx(log_ratio(llama, TRAIT, ["Hi"], [whole])[0], abs=1e-3)
+
+
 def test_log_ratio_of_nothing(llama):
     assert log_ratio(llama, TRAIT, ["Hi"], [""]).tolist() == [0.0]
     assert log_ratio(llama, TRAIT, [], []).shape == (0,)

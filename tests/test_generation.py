@@ -1,0 +1,158 @@
+"""Decoding options, and batches whose rows leave as they end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from steer import generation
+from steer.edits import Edit, additive
+from steer.errors import InputError
+from steer.generation import Decoding, encode, generate_batch
+from steer.hooks import attach
+from steer.models import LanguageModel
+from tests.models import FAMILIES, LAYERS, WIDTH, tiny
+
+TEXTS = ["Hi", "How are you?", "Tell me about rain.", "Why?", "One two three", "No", "Go", "Ah"]
+
+
+def an_edit(seed: int) -> Edit:
+    rng = np.random.default_rng(seed)
+    return additive(
+        {
+            layer: 0.3 * rng.normal(size=WIDTH).astype(np.float32)
+            for layer in range(1 + seed % 2, LAYERS)
+        }
+    )
+
+
+EDITS = [None if i == 3 else an_edit(i % 5) for i in range(len(TEXTS))]
+
+
+def ending(family: str) -> LanguageModel:
+    """A model that ends its answers at different lengths: every fifth token is an end."""
+    language_model = tiny(family)
+    language_model.model.generation_config.eos_token_id = list(range(4, 97, 5))
+    return language_model
+
+
+def one_call(language_model: LanguageModel, decoding: Decoding) -> list[tuple[int, ...]]:
+    """`model.generate`, once, cut after the first end by a plain loop."""
+    inputs = encode(language_model, TEXTS)
+    with attach(language_model).steer(EDITS):
+        output = language_model.model.generate(
+            **inputs, **decoding.options(), pad_token_id=language_model.tokenizer.pad_token_id
+        )
+    answers = []
+    for row in output[:, inputs["input_ids"].shape[1] :].tolist():
+        answer = []
+        for token in row:
+            answer.append(token)
+            if token % 5 == 4:
+                break
+        answers.append(tuple(answer))
+    return answers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("segment", [1, 3, 8])
+def test_rows_that_leave_change_no_token(
+    family: str, segment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "_SEGMENT", segment)
+    language_model = ending(family)
+    decoding = Decoding(max_new_tokens=19, no_repeat_ngram_size=3, repetition_penalty=1.3)
+    expected = one_call(language_model, decoding)
+    lengths = {len(answer) for answer in expected}
+    assert len(lengths) > 2, "the answers end at one time; this tests nothing"
+    with attach(language_model).steer(EDITS):
+        found = generate_batch(language_model, TEXTS, decoding)
+    assert [answer.tokens for answer in found] == expected
+    assert [answer.ended for answer in found] == [answer[-1] % 5 == 4 for answer in expected]
+
+
+@pytest.mark.parametrize("minimum", [2, 5, 9])
+def test_shortest_answer_counts_all_segments(minimum: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_SEGMENT", 4)
+    language_model = ending("llama")
+    decoding = Decoding(max_new_tokens=14, min_new_tokens=minimum)
+    with attach(language_model).steer(EDITS):
+        found = generate_batch(language_model, TEXTS, decoding)
+    assert [answer.tokens for answer in found] == one_call(language_model, decoding)
+    assert min(len(answer.tokens) for answer in found) >= minimum
+
+
+def test_rows_that_ended_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_SEGMENT", 2)
+    language_model = ending("llama")
+    rows: list[int] = []
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        rows.append(len(kwargs["input_ids"]))
+
+    handle = language_model.model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        found = generate_batch(language_model, TEXTS, Decoding(max_new_tokens=40))
+    finally:
+        handle.remove()
+    # A row may be computed until the end of the segment in which it ended.
+    needed = [2 * -(-len(answer.tokens) // 2) for answer in found]
+    assert sum(rows) <= sum(needed)
+    assert rows[-1] < len(TEXTS)
+
+
+def test_one_edit_for_all_rows_stays_on_those_that_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    language_model = ending("llama")
+    decoding = Decoding(max_new_tokens=19)
+    answers = []
+    for segment in (2, 100):
+        monkeypatch.setattr(generation, "_SEGMENT", segment)
+        with attach(language_model).steer(an_edit(1)):
+            answers.append(generate_batch(language_model, TEXTS, decoding))
+    assert answers[0] == answers[1]
+
+
+def test_sampled_rows_do_not_hang_on_the_length_of_others() -> None:
+    language_model = ending("llama")
+    decoding = Decoding(max_new_tokens=40, do_sample=True, no_repeat_ngram_size=None)
+    torch.manual_seed(5)
+    expected = one_call(language_model, decoding)
+    with attach(language_model).steer(EDITS):
+        found = generate_batch(language_model, TEXTS, decoding, seed=5)
+    assert [answer.tokens for answer in found] == expected
+
+
+def test_first_attached_in_inference_mode() -> None:
+    """The first batch may attach the hooks; blocks outside inference mode fill them later."""
+    language_model = tiny("llama")
+    with torch.inference_mode():
+        attach(language_model)
+    with attach(language_model).steer(an_edit(1)):
+        language_model.model(**encode(language_model, TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"num_beams": 0}, "num_beams"),
+        ({"do_sample": True, "temperature": 0.0}, "temperature"),
+        ({"do_sample": True, "temperature": float("nan")}, "temperature"),
+        ({"do_sample": True, "temperature": float("inf")}, "temperature"),
+        ({"do_sample": True, "top_p": 0.0}, "top_p"),
+        ({"do_sample": True, "top_p": 1.5}, "top_p"),
+        ({"do_sample": True, "top_k": -1}, "top_k"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
+        ({"temperature": 0.5}, "do_sample"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Decoding(**options)
