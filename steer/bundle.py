@@ -315,8 +315,7 @@ def _to_json(entry: TraitEntry) -> dict[str, Any]:
         "dose": entry.dose,
         "method": entry.method,
         "reliability": entry.reliability,
-        "ccs_loss": {str(index): loss for index, loss in entry.ccs_loss.items()},
-        "direction_norm": {str(index): norm for index, norm in entry.direction_norm.items()},
+        **_layer_figures(entry),
         "statistics": dict(entry.statistics),
     }
 
@@ -331,7 +330,16 @@ def _summary(entry: TraitEntry) -> dict[str, Any]:
         "dose": entry.dose,
         "method": entry.method,
         "reliability": entry.reliability,
+        **_layer_figures(entry),
         "statistics": dict(entry.statistics),
+    }
+
+
+def _layer_figures(entry: TraitEntry) -> dict[str, dict[str, float]]:
+    """What was measured at each layer; JSON's keys are text."""
+    return {
+        "ccs_loss": {str(index): loss for index, loss in entry.ccs_loss.items()},
+        "direction_norm": {str(index): norm for index, norm in entry.direction_norm.items()},
     }
 
 

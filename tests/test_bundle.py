@@ -243,6 +243,11 @@ def test_info_is_json(saved):
     warmth = info["traits"]["warmth"]
     assert (warmth["layers"], warmth["rank"], warmth["dose"]) == ([0, 1, 2], 2, 0)
     assert warmth["statistics"]["gain"] == 0.125
+    for name, entry in _bundle().traits.items():
+        shown = info["traits"][name]
+        assert {int(k): v for k, v in shown["ccs_loss"].items()} == entry.ccs_loss
+        assert {int(k): v for k, v in shown["direction_norm"].items()} == entry.direction_norm
+    assert any(entry["ccs_loss"] for entry in info["traits"].values())
 
 
 # --- Arguments -----------------------------------------------------------------------------------
