@@ -29,6 +29,7 @@ from steer.errors import InputError
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Kind = Literal["combined", "multiplicative", "additive"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Verdict = Literal["yes", "no", "undecided"]
 
 # Exact decisions are made on integers: coordinates in units of 2^-50. A box is widened by
@@ -92,8 +93,8 @@ def levels(closeness: Closeness, kind: Kind = "combined") -> Float64:
 
 def _chain(closeness: Closeness, kind: Kind) -> list[tuple[Fraction, Fraction, Fraction]]:
     """(lowest preference, weight, highest preference) of each level; they meet end to end."""
-    if kind not in get_args(Kind):
-        raise InputError(f"unknown kind {kind!r}; expected one of {', '.join(get_args(Kind))}")
+    if kind not in KINDS:
+        raise InputError(f"unknown kind {kind!r}; expected one of {', '.join(KINDS)}")
     # Exact: in floats the last level may miss 1 by a rounding and need another one.
     eps, delta = Fraction(str(closeness.eps_prime)), Fraction(str(closeness.delta_prime))
     if kind == "additive":
@@ -158,6 +159,25 @@ def _cells(weights: Float64, low: Float64, high: Float64, dim: int) -> Float64:
                 f"a grid of more than {_MOST_CELLS} weights; use a larger eps' or delta'"
             )
     return np.asarray(weights[rows])
+
+
+def uniform_weights(dim: int, at_least: int) -> Float64:
+    """The coarsest even lattice on the simplex with so many weights, (n, dim)."""
+    check_dim(dim)
+    parts = 1
+    while math.comb(parts + dim - 1, dim - 1) < at_least:
+        parts += 1
+    # Stars and bars: the gaps between dim - 1 bars among parts + dim - 1 places.
+    bars = np.array(list(itertools.combinations(range(parts + dim - 1), dim - 1)), np.int64)
+    ends = np.full((len(bars), 1), parts + dim - 1)
+    edges = np.concatenate([np.full((len(bars), 1), -1), bars, ends], axis=1)
+    return np.asarray((np.diff(edges, axis=1) - 1) / parts)
+
+
+def random_weights(dim: int, number: int, seed: int = 0) -> Float64:
+    """Weights drawn evenly from the simplex, (number, dim)."""
+    check_dim(dim)
+    return np.random.default_rng(seed).dirichlet(np.ones(dim), number)
 
 
 def check_dim(dim: int) -> None:

@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from steer import cli, demo
 from steer.bundle import Bundle, TraitEntry
+from steer.cover import Closeness, is_cover
 from steer.edits import additive
 from steer.errors import LowReliabilityWarning, ModelError, WeightsError
 from steer.generation import Decoding, Generated
@@ -610,3 +611,47 @@ def test_traits(steer, tmp_path: Path) -> None:
     fails(steer("traits", "--folder", str(tmp_path / "no")), 2, "no such folder")
     (tmp_path / "bad.yaml").write_text("name: [")
     fails(steer("traits", "--folder", str(tmp_path)), 2, "bad.yaml")
+
+
+# --- Cover ----------------------------------------------------------------------------------------
+
+
+def test_cover(steer, tmp_path: Path) -> None:
+    path = tmp_path / "cover.csv"
+    closeness = ("--eps-prime", "0.4", "--delta-prime", "0.0125")
+    code, out, _ = steer("cover", "--dim", "3", *closeness, "--out", str(path))
+    assert code == 0
+    lines = path.read_text().splitlines()
+    assert lines[0] == "w1,w2,w3"
+    weights = np.array([[float(x) for x in line.split(",")] for line in lines[1:]])
+    assert len(weights) <= 36
+    assert is_cover(weights, Closeness(0.4, 0.0125)).verdict == "yes"
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+    assert rows["combined"][2:] == ["46", "yes"]
+    assert rows["optimised"][1:] == [str(len(weights)), "yes"]
+    assert rows["uniform"][2] == rows["random"][2] == "no"
+    assert "Lower bound: 36" in out
+
+
+def test_cover_for_a_guarantee_and_of_a_size(steer) -> None:
+    code, out, _ = steer("cover", "--dim", "2", "--epsilon", "0.5", "--delta", "0.2")
+    first = out.splitlines()[0]
+    epsilon, delta = (float(x) for x in re.findall(r"\((\S+), (\S+)\)-optimal", first)[0])
+    assert code == 0 and epsilon <= 0.5 and delta <= 0.2
+    code, out, _ = steer("cover", "--dim", "2", "--epsilon", "0.2", "--size", "4")
+    (optimised,) = [line.split() for line in out.splitlines() if "optimised" in line]
+    assert code == 0 and int(optimised[1]) <= 4 and optimised[2] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ((), "--eps-prime"),
+        (("--eps-prime", "0.4"), "--delta-prime"),
+        (("--eps-prime", "0.4", "--delta-prime", "0.1", "--size", "4"), "--size"),
+        (("--epsilon", "0.4", "--delta", "0"), "delta"),
+        (("--eps-prime", "0.4", "--delta-prime", "0.1", "--method", "best"), "best"),
+    ],
+)
+def test_cover_of_bad_arguments(steer, options: tuple[str, ...], part: str) -> None:
+    fails(steer("cover", "--dim", "3", *options), 2, part)

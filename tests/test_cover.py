@@ -22,6 +22,7 @@ from steer.cover import (
     levels,
     minimal_cover,
     size_formula,
+    uniform_weights,
 )
 from steer.errors import InputError
 
@@ -190,6 +191,20 @@ def test_random_and_uniform_weights_of_the_same_number_are_refuted(seed: int) ->
         check = is_cover(weights, PAPER)
         assert check.verdict == "no" and check.counterexample is not None
         assert missed_by_all(check.counterexample, weights, PAPER)
+
+
+@pytest.mark.parametrize(("dim", "at_least"), [(2, 5), (3, 46), (4, 20), (5, 1)])
+def test_uniform_weights_are_the_lattice(dim: int, at_least: int) -> None:
+    found = uniform_weights(dim, at_least)
+    for parts in itertools.count(1):
+        lattice = [
+            tuple(x / parts for x in row)
+            for row in itertools.product(range(parts + 1), repeat=dim)
+            if sum(row) == parts
+        ]
+        if len(lattice) >= at_least:
+            break
+    assert sorted(map(tuple, found.tolist())) == sorted(lattice)
 
 
 def test_a_check_without_time_is_undecided() -> None:
