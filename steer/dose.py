@@ -35,7 +35,7 @@ _KL_TOLERANCE = 0.02  # relative
 MORE_INCOHERENT = 0.02
 LESS_RELEVANT = 0.1
 _REFERENCE = Decoding(max_new_tokens=48)
-SEARCH_KLS = (0.1, 0.2, 0.3, 0.45)
+SEARCH_KLS = (0.05, 0.1, 0.2, 0.3, 0.45)
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,10 @@ def search_dose(
 ) -> DoseSearch:
     """Try doses on develop prompts; keep the largest gain before answers suffer.
 
-    All doses are generated in one batch, as rows with different edits. A dose is out if the share
-    of answers that loop or break exceeds the unsteered model's by more than `MORE_INCOHERENT`, or
-    the share about their prompt falls short of it by more than `LESS_RELEVANT`; larger doses are
-    then out as well. Answers should be as long as those that will be served: loops come late.
+    Doses are tried by ascending divergence until one harms the answers: the share that loop or
+    break exceeds the unsteered model's by more than `MORE_INCOHERENT`, or the share about their
+    prompt falls short of it by more than `LESS_RELEVANT`. Answers should be as long as those that
+    will be served: loops come late.
 
     Args:
         language_model: The model.
@@ -194,22 +194,22 @@ def search_dose(
             edits; generated if not given.
 
     Raises:
-        CalibrationError: If no dose leaves the answers whole.
+        CalibrationError: If the smallest dose harms them already.
     """
-    scan: dict[float, float] = {}  # shared: the doses are on one curve
-    calibrations = [_solve(meter, edit, kl, scan) for kl in sorted(kls)]
     texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
     if unsteered is None:
         unsteered = [answer.text for answer in generate_batch(language_model, texts, decoding)]
-    rows = [row for point in calibrations for row in [point.factor * edit] * len(prompts)]
-    with attach(language_model).steer(rows, scope=scope):
-        generated = generate_batch(language_model, texts * len(calibrations), decoding)
     before = _trial(0.0, 0.0, prompts, unsteered, gain)
-    trials = []
-    for number, point in enumerate(calibrations):
-        part = generated[number * len(prompts) : (number + 1) * len(prompts)]
-        trial = _trial(point.factor, point.kl, prompts, [answer.text for answer in part], gain)
+    scan: dict[float, float] = {}  # shared: the doses are on one curve
+    trials: list[DoseTrial] = []
+    for kl in sorted(kls):
+        point = _solve(meter, edit, kl, scan)
+        with attach(language_model).steer(point.factor * edit, scope=scope):
+            answers = generate_batch(language_model, texts, decoding)
+        trial = _trial(point.factor, point.kl, prompts, [answer.text for answer in answers], gain)
         trials.append(replace(trial, gain=trial.gain - before.gain))
+        if not _is_sound(trial, before):
+            break
     return choose_dose(replace(before, gain=0.0), trials)
 
 
@@ -224,22 +224,22 @@ def choose_dose(unsteered: DoseTrial, trials: Sequence[DoseTrial]) -> DoseSearch
     Raises:
         CalibrationError: If the smallest dose harms them already.
     """
-    sound = list(
-        takewhile(
-            # The small number is for shares that are equal but for rounding.
-            lambda trial: (
-                trial.incoherent <= unsteered.incoherent + MORE_INCOHERENT + 1e-9
-                and trial.relevant >= unsteered.relevant - LESS_RELEVANT - 1e-9
-            ),
-            trials,
-        )
-    )
+    sound = list(takewhile(lambda trial: _is_sound(trial, unsteered), trials))
     if not sound:
         raise CalibrationError(
             f"a dose of {trials[0].kl:.2f} nats per token makes answers loop, break or leave the "
             "subject already; try smaller doses, other layers or more contrast pairs"
         )
     return DoseSearch(max(sound, key=lambda trial: trial.gain), unsteered, tuple(trials))
+
+
+def _is_sound(trial: DoseTrial, unsteered: DoseTrial) -> bool:
+    """Whether answers are as whole as the unsteered model's, within the margins."""
+    # The small number is for shares that are equal but for rounding.
+    return (
+        trial.incoherent <= unsteered.incoherent + MORE_INCOHERENT + 1e-9
+        and trial.relevant >= unsteered.relevant - LESS_RELEVANT - 1e-9
+    )
 
 
 def _trial(

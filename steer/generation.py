@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steer.errors import InputError
 from steer.hooks import attach
+from steer.kvcache import growing_cache
 from steer.models import LanguageModel
 
 # Short enough that rows leave soon after their end; a call costs some milliseconds.
@@ -200,7 +201,8 @@ def _segments(
     ends = torch.tensor(sorted(end_tokens(language_model)), device=ids.device)
     place = list(range(len(ids)))  # which answer each row of the batch is
     answers: list[list[int]] = [[] for _ in place]
-    cache = None
+    # A single call may be of a kind that wants a cache of its own.
+    cache = growing_cache(language_model.model) if segment < decoding.max_new_tokens else None
     done = 0
     while place:
         step = min(segment, decoding.max_new_tokens - done)

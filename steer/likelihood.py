@@ -48,9 +48,11 @@ def mean_log_likelihood(
     """Mean log-probability (nats per token) of each response given its prompt, shape (n,)."""
     result = np.empty(len(sequences))
     for batch in _batches(language_model, sequences, batch_tokens):
-        log_probs = _log_probs(language_model, batch)  # (B, R, vocabulary)
+        logits = _logits(language_model, batch)
         targets = batch.ids[:, batch.prompt_length :, None]
-        chosen = log_probs.gather(-1, targets)[..., 0] * batch.response_mask
+        # Not by way of all log-probabilities, which are as large again as the logits.
+        chosen = logits.gather(-1, targets)[..., 0] - logits.logsumexp(-1)
+        chosen = chosen * batch.response_mask
         result[batch.indices] = (chosen.sum(1) / batch.response_mask.sum(1)).cpu().numpy()
     return result
 
@@ -136,6 +138,11 @@ class KLMeter:
 
 def _log_probs(language_model: LanguageModel, batch: _Batch) -> Tensor:
     """Log-probabilities (B, R, vocabulary) of what comes at each response position, in fp32."""
+    return _logits(language_model, batch).log_softmax(-1)
+
+
+def _logits(language_model: LanguageModel, batch: _Batch) -> Tensor:
+    """Logits (B, R, vocabulary) of what comes at each response position, in fp32."""
     with torch.inference_mode():
         logits = language_model.model(
             input_ids=batch.ids,
@@ -144,8 +151,8 @@ def _log_probs(language_model: LanguageModel, batch: _Batch) -> Tensor:
             use_cache=False,
             logits_to_keep=batch.response_mask.shape[1] + 1,
         ).logits
-        log_probs: Tensor = logits[:, :-1].float().log_softmax(-1)
-        return log_probs
+        before: Tensor = logits[:, :-1].float()
+        return before
 
 
 def _batches(
