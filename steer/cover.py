@@ -391,10 +391,10 @@ def minimal_cover(
     while (left := deadline - time.monotonic()) > 0:
         covers = closeness.covers(candidates, points)
         if method == "exact":
-            chosen, lower = _set_cover(covers, left)
+            chosen, lower = set_cover(covers, left)
             bound = max(bound, lower)
         else:
-            chosen = _greedy_cover(covers)
+            chosen = greedy_cover(covers)
         if chosen is None:
             break
         weights = candidates[chosen]
@@ -437,8 +437,16 @@ def _finer(closeness: Closeness, parts: int) -> Float64:
         low.append(low[-1] + step)
 
 
-def _set_cover(covers: NDArray[np.bool_], seconds: float) -> tuple[NDArray[np.intp] | None, int]:
-    """A minimum set of columns that covers all rows (None if time ran out), and a bound on it."""
+def set_cover(covers: NDArray[np.bool_], seconds: float) -> tuple[NDArray[np.intp] | None, int]:
+    """A minimum set of columns that covers all rows, and a bound on its size.
+
+    Args:
+        covers: Which column covers which row (rows, columns).
+        seconds: Time limit.
+
+    Returns:
+        Indices, or None if no set was found in time; and a number that no set is smaller than.
+    """
     columns = covers.shape[1]
     found = milp(
         np.ones(columns),
@@ -452,8 +460,12 @@ def _set_cover(covers: NDArray[np.bool_], seconds: float) -> tuple[NDArray[np.in
     return (None if found.x is None else np.flatnonzero(found.x > 0.5)), bound
 
 
-def _greedy_cover(covers: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Columns that cover all rows, each the best for what the former ones left."""
+def greedy_cover(covers: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Columns that cover all rows, each the best for what the former ones left.
+
+    Args:
+        covers: Which column covers which row (rows, columns); each row needs one.
+    """
     left = np.ones(len(covers), bool)
     chosen: list[int] = []
     while left.any():

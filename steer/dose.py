@@ -33,6 +33,8 @@ _KL_TOLERANCE = 0.02  # relative
 # Shares of answers that a dose may cost. Relevance is a noisy measure of short answers, hence the
 # wider margin.
 MORE_INCOHERENT = 0.02
+# Beyond this share answers fall apart, and larger doses are not tried.
+FALLS_APART = 0.05
 LESS_RELEVANT = 0.1
 _REFERENCE = Decoding(max_new_tokens=48)
 SEARCH_KLS = (0.05, 0.1, 0.2, 0.3, 0.45)
@@ -176,10 +178,10 @@ def search_dose(
 ) -> DoseSearch:
     """Try doses on develop prompts; keep the largest gain before answers suffer.
 
-    Doses are tried by ascending divergence until one harms the answers: the share that loop or
-    break exceeds the unsteered model's by more than `MORE_INCOHERENT`, or the share about their
-    prompt falls short of it by more than `LESS_RELEVANT`. Answers should be as long as those that
-    will be served: loops come late.
+    A dose is out if the share of answers that loop or break exceeds the unsteered model's by more
+    than `MORE_INCOHERENT`, or the share about their prompt falls short of it by more than
+    `LESS_RELEVANT`. Doses are tried by ascending divergence until answers fall apart
+    (`FALLS_APART`). Answers should be as long as those that will be served: loops come late.
 
     Args:
         language_model: The model.
@@ -194,7 +196,7 @@ def search_dose(
             edits; generated if not given.
 
     Raises:
-        CalibrationError: If the smallest dose harms them already.
+        CalibrationError: If no dose leaves the answers whole.
     """
     texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
     if unsteered is None:
@@ -208,7 +210,7 @@ def search_dose(
             answers = generate_batch(language_model, texts, decoding)
         trial = _trial(point.factor, point.kl, prompts, [answer.text for answer in answers], gain)
         trials.append(replace(trial, gain=trial.gain - before.gain))
-        if not _is_sound(trial, before):
+        if _falls_apart(trial, before):
             break
     return choose_dose(replace(before, gain=0.0), trials)
 
@@ -218,17 +220,18 @@ def choose_dose(unsteered: DoseTrial, trials: Sequence[DoseTrial]) -> DoseSearch
 
     Args:
         unsteered: The unsteered model's answers.
-        trials: By ascending divergence. Beyond the first dose that harms the answers none is
-            taken, since one that passes there passes by luck; the gain may fall before.
+        trials: By ascending divergence. Beyond the first dose at which answers fall apart none is
+            taken, since one that passes there passes by luck.
 
     Raises:
-        CalibrationError: If the smallest dose harms them already.
+        CalibrationError: If no dose leaves the answers whole.
     """
-    sound = list(takewhile(lambda trial: _is_sound(trial, unsteered), trials))
+    tried = takewhile(lambda trial: not _falls_apart(trial, unsteered), trials)
+    sound = [trial for trial in tried if _is_sound(trial, unsteered)]
     if not sound:
         raise CalibrationError(
-            f"a dose of {trials[0].kl:.2f} nats per token makes answers loop, break or leave the "
-            "subject already; try smaller doses, other layers or more contrast pairs"
+            f"every dose from {trials[0].kl:.2f} nats per token on makes answers loop, break or "
+            "leave the subject; try smaller doses, other layers or more contrast pairs"
         )
     return DoseSearch(max(sound, key=lambda trial: trial.gain), unsteered, tuple(trials))
 
@@ -240,6 +243,11 @@ def _is_sound(trial: DoseTrial, unsteered: DoseTrial) -> bool:
         trial.incoherent <= unsteered.incoherent + MORE_INCOHERENT + 1e-9
         and trial.relevant >= unsteered.relevant - LESS_RELEVANT - 1e-9
     )
+
+
+def _falls_apart(trial: DoseTrial, unsteered: DoseTrial) -> bool:
+    """Whether so many answers loop or break that larger doses need not be tried."""
+    return trial.incoherent > unsteered.incoherent + FALLS_APART + 1e-9
 
 
 def _trial(

@@ -47,6 +47,10 @@ class CalibrationError(SteerError):
     """No dose reaches the requested effect."""
 
 
+class CertificateError(SteerError):
+    """A bound could not be computed, so none is claimed."""
+
+
 class SteeringError(SteerError, RuntimeError):
     """Steering could not be carried out in a call to the model."""
 
