@@ -37,7 +37,7 @@ MORE_INCOHERENT = 0.02
 FALLS_APART = 0.05
 LESS_RELEVANT = 0.1
 _REFERENCE = Decoding(max_new_tokens=48)
-SEARCH_KLS = (0.05, 0.1, 0.2, 0.3, 0.45)
+SEARCH_KLS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45)
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,8 @@ def search_dose(
     decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
     scope: Scope = "response",
     unsteered: Sequence[str] | None = None,
+    tried: dict[float, DoseTrial] | None = None,
+    on_trial: Callable[[], None] | None = None,
 ) -> DoseSearch:
     """Try doses on develop prompts; keep the largest gain before answers suffer.
 
@@ -194,6 +196,9 @@ def search_dose(
         scope: Where the edit acts.
         unsteered: The unedited model's answers under the same decoding, to share them between
             edits; generated if not given.
+        tried: Trials by divergence asked for that an earlier search of the same edit made, to go
+            on from; gets the new ones.
+        on_trial: Called after each new one.
 
     Raises:
         CalibrationError: If no dose leaves the answers whole.
@@ -203,14 +208,20 @@ def search_dose(
         unsteered = [answer.text for answer in generate_batch(language_model, texts, decoding)]
     before = _trial(0.0, 0.0, prompts, unsteered, gain)
     scan: dict[float, float] = {}  # shared: the doses are on one curve
+    tried = {} if tried is None else tried
     trials: list[DoseTrial] = []
     for kl in sorted(kls):
-        point = _solve(meter, edit, kl, scan)
-        with attach(language_model).steer(point.factor * edit, scope=scope):
-            answers = generate_batch(language_model, texts, decoding)
-        trial = _trial(point.factor, point.kl, prompts, [answer.text for answer in answers], gain)
-        trials.append(replace(trial, gain=trial.gain - before.gain))
-        if _falls_apart(trial, before):
+        if kl not in tried:
+            point = _solve(meter, edit, kl, scan)
+            with attach(language_model).steer(point.factor * edit, scope=scope):
+                answers = generate_batch(language_model, texts, decoding)
+            written = [answer.text for answer in answers]
+            trial = _trial(point.factor, point.kl, prompts, written, gain)
+            tried[kl] = replace(trial, gain=trial.gain - before.gain)
+            if on_trial is not None:
+                on_trial()
+        trials.append(tried[kl])
+        if _falls_apart(tried[kl], before):
             break
     return choose_dose(replace(before, gain=0.0), trials)
 

@@ -28,7 +28,6 @@ from steer.dose import (
     SEARCH_KLS,
     DoseSearch,
     DoseTrial,
-    choose_dose,
     reference_meter,
     search_dose,
 )
@@ -338,10 +337,11 @@ def _dose(
     folder: Path,
     context: _Context,
 ) -> DoseSearch:
-    """Search the dose, or read what an earlier run found for exactly this edit."""
+    """Search the dose, going on from what an earlier run tried with exactly this edit."""
+    settings = {key: value for key, value in asdict(recipe).items() if key != "kls"}
     key = hashlib.sha256(
         json.dumps(
-            [asdict(trait), asdict(recipe), language_model.fingerprint.to_dict()], sort_keys=True
+            [asdict(trait), settings, language_model.fingerprint.to_dict()], sort_keys=True
         ).encode()
         + b"".join(
             layer.e.tobytes() + (layer.u * layer.c).tobytes() + str(index).encode()
@@ -349,8 +349,7 @@ def _dose(
         )
     ).hexdigest()[:16]
     path = folder / "doses" / f"{trait.name}-{key}.json"
-    if path.exists():
-        return _read_search(path)
+    tried = _read_trials(path) if path.exists() else {}
     measure = TRAIT_MEASURES.get(trait.name)
 
     def gain(prompts: Sequence[str], answers: Sequence[str]) -> float:
@@ -359,8 +358,13 @@ def _dose(
             return float(np.mean(ratios))
         return measure.sign * float(np.mean([measure.value(answer) for answer in answers]))
 
+    def keep() -> None:
+        trials = {str(kl): asdict(trial) for kl, trial in tried.items()}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(trials, indent=1), encoding="utf-8")
+
     try:
-        search = search_dose(
+        return search_dose(
             language_model,
             edit,
             context.prompts,
@@ -370,22 +374,19 @@ def _dose(
             decoding=recipe.decoding,
             scope=recipe.scope,
             unsteered=context.unsteered,
+            tried=tried,
+            on_trial=keep,
         )
     except CalibrationError as error:
         raise CalibrationError(f"trait {trait.name!r}: {error}") from error
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(asdict(search), indent=1), encoding="utf-8")
-    return search
 
 
-def _read_search(path: Path) -> DoseSearch:
+def _read_trials(path: Path) -> dict[float, DoseTrial]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        unsteered = DoseTrial(**content["unsteered"])
-        trials = [DoseTrial(**trial) for trial in content["trials"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a stored dose search ({error}); delete it") from error
-    return choose_dose(unsteered, trials)
+        return {float(kl): DoseTrial(**trial) for kl, trial in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: not stored dose trials ({error}); delete it") from error
 
 
 def _traits(traits: Sequence[Trait | str] | None) -> list[Trait]:

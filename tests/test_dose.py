@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steer import dose
+from steer.chat import render
 from steer.dose import (
     FALLS_APART,
     LESS_RELEVANT,
     MORE_INCOHERENT,
+    DoseSearch,
     DoseTrial,
     _solve,
     calibrate,
     choose_dose,
     reference_meter,
+    search_dose,
 )
 from steer.edits import ZERO, Edit, additive
 from steer.errors import CalibrationError, InputError
+from steer.generation import Decoding, generate_batch
+from steer.hooks import attach
 from tests.models import LAYERS, WIDTH, tiny
 
 PROMPTS = ["How are you?", "Tell me about rain.", "Why?"]
@@ -124,3 +134,67 @@ def test_choice_against_a_plain_loop(
             choose_dose(unsteered, trials)
     else:
         assert choose_dose(unsteered, trials).chosen == best
+
+
+def short(prompts: Sequence[str], answers: Sequence[str]) -> float:
+    return -float(np.mean([len(answer) for answer in answers]))
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Answers are about their prompt, and fall apart beyond 0.2 nats; gives the doses tried."""
+    tried: list[float] = []
+    trial = dose._trial
+
+    def judge(factor: float, kl: float, *rest: Any) -> DoseTrial:
+        tried.append(kl)
+        return replace(trial(factor, kl, *rest), incoherent=0.0 if kl < 0.25 else 1.0)
+
+    monkeypatch.setattr(dose, "relevance", lambda prompts, answers: np.ones(len(prompts)))
+    monkeypatch.setattr(dose, "_trial", judge)
+    return tried
+
+
+def test_doses_are_tried_until_answers_fall_apart(judged: list[float]) -> None:
+    model, decoding = tiny("llama"), Decoding(max_new_tokens=6)
+    meter = reference_meter(model, PROMPTS)
+    kls = (0.4, 0.1, 0.3, 0.2)
+    found = search_dose(model, some_edit(), PROMPTS, short, meter=meter, kls=kls, decoding=decoding)
+    assert judged == pytest.approx([0.0, 0.1, 0.2, 0.3], rel=0.03)
+    assert [trial.kl for trial in found.trials] == judged[1:]
+    assert found.chosen in found.trials[:2]
+    assert found.chosen.gain == max(trial.gain for trial in found.trials[:2])
+    # The gain is against the unsteered answers, and the answers are those of the edit.
+    texts = [render(model.tokenizer, prompt) for prompt in PROMPTS]
+    before = short(PROMPTS, [a.text for a in generate_batch(model, texts, decoding)])
+    with attach(model).steer(found.trials[0].factor * some_edit()):
+        after = short(PROMPTS, [a.text for a in generate_batch(model, texts, decoding)])
+    assert found.trials[0].gain == pytest.approx(after - before)
+
+
+def test_a_search_goes_on_from_the_doses_that_were_tried(judged: list[float]) -> None:
+    model, decoding = tiny("llama"), Decoding(max_new_tokens=6)
+    meter = reference_meter(model, PROMPTS)
+    kept: dict[float, DoseTrial] = {}
+    stored: list[list[float]] = []
+
+    def search(kls: tuple[float, ...], tried: dict[float, DoseTrial] | None) -> DoseSearch:
+        return search_dose(
+            model,
+            some_edit(),
+            PROMPTS,
+            short,
+            meter=meter,
+            kls=kls,
+            decoding=decoding,
+            tried=tried,
+            on_trial=lambda: stored.append(sorted(kept)),
+        )
+
+    search((0.1,), kept)
+    whole = search((0.1, 0.2), kept)
+    assert stored == [[0.1], [0.1, 0.2]]
+    judged.clear()
+    assert search((0.1, 0.2), dict(kept)) == whole
+    assert judged == [0.0]
+    assert search((0.1, 0.2), None) == whole
