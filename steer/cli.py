@@ -328,6 +328,10 @@ def build(
     develop_prompts: Annotated[
         int | None, typer.Option(help="Prompts for the dose search, 8 to 100. Default: 40.")
     ] = None,
+    confirm_prompts: Annotated[
+        int | None,
+        typer.Option(help="Further ones that confirm the leading dose; 0 is none. Default: 60."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**31, help="Default: 0.")] = None,
     work_dir: Annotated[
         Path | None,
@@ -340,6 +344,7 @@ def build(
         "layers": layers,
         "prompts": prompts,
         "develop_prompts": develop_prompts,
+        "confirm_prompts": confirm_prompts,
         "seed": seed,
     }
     from steer.pipeline import Recipe

@@ -8,7 +8,7 @@ nothing here assumes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -62,9 +62,10 @@ class DoseTrial:
     Attributes:
         factor: What the edit was multiplied by.
         kl: Its divergence, in nats per token.
-        gain: Trait measure minus the unsteered model's.
+        gain: Trait measure; in a finished search, minus the unsteered model's.
         incoherent: Share of answers that loop or are broken.
         relevant: Share of answers about their prompt.
+        prompts: Number of prompts that were answered.
     """
 
     factor: float
@@ -72,11 +73,12 @@ class DoseTrial:
     gain: float
     incoherent: float
     relevant: float
+    prompts: int
 
 
 @dataclass(frozen=True)
 class DoseSearch:
-    """The chosen dose, the unsteered model beside it, and every dose that was tried."""
+    """The chosen dose, the unsteered model on the same prompts, and every dose that was tried."""
 
     chosen: DoseTrial
     unsteered: DoseTrial
@@ -174,6 +176,7 @@ def search_dose(
     kls: Sequence[float] = SEARCH_KLS,
     decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
     scope: Scope = "response",
+    confirm: Sequence[str] = (),
     unsteered: Sequence[str] | None = None,
     tried: dict[float, DoseTrial] | None = None,
     on_trial: Callable[[], None] | None = None,
@@ -185,17 +188,22 @@ def search_dose(
     `LESS_RELEVANT`. Doses are tried by ascending divergence until answers fall apart
     (`FALLS_APART`). Answers should be as long as those that will be served: loops come late.
 
+    The best of several doses owes something to luck, and a few prompts do not show what happens to
+    one answer of thirty. So the dose that leads answers the `confirm` prompts as well, and is
+    judged on all; if it is out then, or another leads, the search goes on with that one.
+
     Args:
         language_model: The model.
         edit: The edit, at any scale.
-        prompts: Develop prompts.
+        prompts: Develop prompts on which every dose is tried.
         gain: The trait's measure.
         meter: From `reference_meter`.
         kls: Doses to try, in nats per token.
         decoding: How answers are generated.
         scope: Where the edit acts.
-        unsteered: The unedited model's answers under the same decoding, to share them between
-            edits; generated if not given.
+        confirm: Further develop prompts on which the leading dose is confirmed.
+        unsteered: The unedited model's answers to both under the same decoding, to share them
+            between edits; generated if not given.
         tried: Trials by divergence asked for that an earlier search of the same edit made, to go
             on from; gets the new ones.
         on_trial: Called after each new one.
@@ -203,48 +211,92 @@ def search_dose(
     Raises:
         CalibrationError: If no dose leaves the answers whole.
     """
-    texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
+    everything = [*prompts, *confirm]
+    texts = [render(language_model.tokenizer, prompt) for prompt in everything]
     if unsteered is None:
         unsteered = [answer.text for answer in generate_batch(language_model, texts, decoding)]
-    before = _trial(0.0, 0.0, prompts, unsteered, gain)
+    first = slice(0, len(prompts))
+    rest = slice(len(prompts), len(everything))
+    before = _trial(0.0, 0.0, prompts, unsteered[first], gain)
+    base = {len(prompts): before}  # the unsteered model, by number of prompts
+    if confirm:
+        base[len(everything)] = _pool(before, _trial(0.0, 0.0, confirm, unsteered[rest], gain))
     scan: dict[float, float] = {}  # shared: the doses are on one curve
     tried = {} if tried is None else tried
-    trials: list[DoseTrial] = []
+
+    def answer(factor: float, divergence: float, part: slice) -> DoseTrial:
+        with attach(language_model).steer(factor * edit, scope=scope):
+            answers = generate_batch(language_model, texts[part], decoding)
+        written = [one.text for one in answers]
+        return _trial(factor, divergence, everything[part], written, gain)
+
+    def note(kl: float, trial: DoseTrial) -> None:
+        tried[kl] = trial
+        if on_trial is not None:
+            on_trial()
+
+    doses: list[float] = []
     for kl in sorted(kls):
         if kl not in tried:
             point = _solve(meter, edit, kl, scan)
-            with attach(language_model).steer(point.factor * edit, scope=scope):
-                answers = generate_batch(language_model, texts, decoding)
-            written = [answer.text for answer in answers]
-            trial = _trial(point.factor, point.kl, prompts, written, gain)
-            tried[kl] = replace(trial, gain=trial.gain - before.gain)
-            if on_trial is not None:
-                on_trial()
-        trials.append(tried[kl])
+            note(kl, answer(point.factor, point.kl, first))
+        doses.append(kl)
         if _falls_apart(tried[kl], before):
             break
-    return choose_dose(replace(before, gain=0.0), trials)
+    while True:
+        leading = choose_dose(base, [tried[kl] for kl in doses])
+        if leading.prompts == len(everything):
+            break
+        kl = next(kl for kl in doses if tried[kl] is leading)
+        note(kl, _pool(leading, answer(leading.factor, leading.kl, rest)))
+    return DoseSearch(
+        _against(leading, base),
+        _against(base[leading.prompts], base),
+        tuple(_against(tried[kl], base) for kl in doses),
+    )
 
 
-def choose_dose(unsteered: DoseTrial, trials: Sequence[DoseTrial]) -> DoseSearch:
-    """The dose with the largest gain before answers suffer.
+def choose_dose(base: Mapping[int, DoseTrial], trials: Sequence[DoseTrial]) -> DoseTrial:
+    """The dose with the largest gain among those that leave the answers whole.
 
     Args:
-        unsteered: The unsteered model's answers.
+        base: The unsteered model's answers, by number of prompts.
         trials: By ascending divergence. Beyond the first dose at which answers fall apart none is
             taken, since one that passes there passes by luck.
 
     Raises:
         CalibrationError: If no dose leaves the answers whole.
     """
-    tried = takewhile(lambda trial: not _falls_apart(trial, unsteered), trials)
-    sound = [trial for trial in tried if _is_sound(trial, unsteered)]
+    tried = takewhile(lambda trial: not _falls_apart(trial, base[trial.prompts]), trials)
+    sound = [trial for trial in tried if _is_sound(trial, base[trial.prompts])]
     if not sound:
         raise CalibrationError(
             f"every dose from {trials[0].kl:.2f} nats per token on makes answers loop, break or "
             "leave the subject; try smaller doses, other layers or more contrast pairs"
         )
-    return DoseSearch(max(sound, key=lambda trial: trial.gain), unsteered, tuple(trials))
+    return max(sound, key=lambda trial: _against(trial, base).gain)
+
+
+def _against(trial: DoseTrial, base: Mapping[int, DoseTrial]) -> DoseTrial:
+    """The trial with its gain over the unsteered model on the same prompts."""
+    return replace(trial, gain=trial.gain - base[trial.prompts].gain)
+
+
+def _pool(one: DoseTrial, other: DoseTrial) -> DoseTrial:
+    """Two trials of one dose on different prompts as one."""
+    total = one.prompts + other.prompts
+
+    def mean(a: float, b: float) -> float:
+        return (one.prompts * a + other.prompts * b) / total
+
+    return DoseTrial(
+        one.factor,
+        one.kl,
+        mean(one.gain, other.gain),
+        mean(one.incoherent, other.incoherent),
+        mean(one.relevant, other.relevant),
+        total,
+    )
 
 
 def _is_sound(trial: DoseTrial, unsteered: DoseTrial) -> bool:
@@ -270,4 +322,5 @@ def _trial(
         gain(prompts, answers),
         float(np.mean([not is_coherent(text) for text in answers])),
         float(np.mean(relevance(prompts, answers) >= THRESHOLD)),
+        len(prompts),
     )

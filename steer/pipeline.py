@@ -64,7 +64,8 @@ class Recipe:
             of the model's depth), or "gain" (both are tried, the larger gain on develop prompts
             is kept).
         prompts: Number of extract prompts, and so of pairs before any are dropped.
-        develop_prompts: Number of develop prompts on which doses are searched.
+        develop_prompts: Number of develop prompts on which every dose is tried.
+        confirm_prompts: Number of further ones on which the leading dose is confirmed.
         pooling: How a response's activations become one vector.
         scope: Where edits act.
         kls: Doses that are tried, in nats per token.
@@ -76,6 +77,7 @@ class Recipe:
     layers: Layers = "ccs-jump"
     prompts: int = 64
     develop_prompts: int = 40
+    confirm_prompts: int = 60
     pooling: Pooling = "mean"
     scope: Scope = "response"
     kls: tuple[float, ...] = SEARCH_KLS
@@ -90,6 +92,12 @@ class Recipe:
         for name, split in (("prompts", 300), ("develop_prompts", 100)):
             if not 8 <= getattr(self, name) <= split:
                 raise InputError(f"{name}: expected 8 to {split}, got {getattr(self, name)}")
+        left = 100 - self.develop_prompts
+        if not 0 <= self.confirm_prompts <= left:
+            raise InputError(
+                f"confirm_prompts: expected 0 to {left}, the develop prompts that are left, got "
+                f"{self.confirm_prompts}"
+            )
 
 
 def build(
@@ -127,7 +135,7 @@ def build(
     chosen = _traits(traits)
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
     folder = Path(work_dir) if work_dir is not None else _work_dir(language_model, recipe)
-    context = _prepare(language_model, recipe)
+    context = _prepare(language_model, recipe, folder)
     entries = {}
     bar = tqdm(chosen, desc="traits", disable=None if progress else True)
     for trait in bar:
@@ -168,19 +176,38 @@ class _Context:
     """What all traits share: develop prompts, the unsteered answers, the divergence meter."""
 
     prompts: tuple[str, ...]
+    confirm: tuple[str, ...]
     unsteered: tuple[str, ...]
     meter: KLMeter
 
 
-def _prepare(language_model: LanguageModel, recipe: Recipe) -> _Context:
-    prompts = tuple(prompt.text for prompt in load_prompts("develop")[: recipe.develop_prompts])
-    texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
-    answers = generate_batch(language_model, texts, recipe.decoding)
+def _prepare(language_model: LanguageModel, recipe: Recipe, folder: Path) -> _Context:
+    number = recipe.develop_prompts
+    prompts = [prompt.text for prompt in load_prompts("develop")[: number + recipe.confirm_prompts]]
+    what = [prompts, asdict(recipe.decoding), language_model.fingerprint.to_dict()]
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"unsteered-{key}.json"
+    if not path.exists():
+        texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
+        answers = generate_batch(language_model, texts, recipe.decoding)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps([answer.text for answer in answers]), encoding="utf-8")
     return _Context(
-        prompts,
-        tuple(answer.text for answer in answers),
+        tuple(prompts[:number]),
+        tuple(prompts[number:]),
+        _read_texts(path, len(prompts)),
         reference_meter(language_model, prompts[:8], scope=recipe.scope),
     )
+
+
+def _read_texts(path: Path, number: int) -> tuple[str, ...]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not stored answers ({error}); delete it") from error
+    if not isinstance(content, list) or len(content) != number:
+        raise DataError(f"{path}: expected {number} stored answers; delete it")
+    return tuple(map(str, content))
 
 
 def _build_trait(
@@ -221,6 +248,7 @@ def _build_trait(
             "factor": search.chosen.factor,
             "measure": "log-ratio, nats per token" if measure is None else measure.name,
             "gain on develop prompts": search.chosen.gain,
+            "develop prompts": search.chosen.prompts,
             "incoherent": search.chosen.incoherent,
             "incoherent, unsteered": search.unsteered.incoherent,
             "relevant": search.chosen.relevant,
@@ -338,7 +366,9 @@ def _dose(
     context: _Context,
 ) -> DoseSearch:
     """Search the dose, going on from what an earlier run tried with exactly this edit."""
-    settings = {key: value for key, value in asdict(recipe).items() if key != "kls"}
+    # Everything that a dose's answers hang on, but not which doses are asked for.
+    settings = asdict(recipe)
+    del settings["kls"], settings["confirm_prompts"]
     key = hashlib.sha256(
         json.dumps(
             [asdict(trait), settings, language_model.fingerprint.to_dict()], sort_keys=True
@@ -373,6 +403,7 @@ def _dose(
             kls=recipe.kls,
             decoding=recipe.decoding,
             scope=recipe.scope,
+            confirm=context.confirm,
             unsteered=context.unsteered,
             tried=tried,
             on_trial=keep,

@@ -145,6 +145,7 @@ def test_defaults_in_the_help_are_those_of_the_engine() -> None:
     assert f"{recipe.layers} (default)" in source
     assert f"8 to 300. Default: {recipe.prompts}." in source
     assert f"8 to 100. Default: {recipe.develop_prompts}." in source
+    assert f"0 is none. Default: {recipe.confirm_prompts}." in source
     assert f"in tokens. Default: {decoding.max_new_tokens}." in source
     assert f"1 is none. Default: {decoding.repetition_penalty}." in source
 

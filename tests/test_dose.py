@@ -103,7 +103,7 @@ def test_shared_scan_measures_nothing_twice() -> None:
 
 
 def trial(kl: float, gain: float, incoherent: float, relevant: float) -> DoseTrial:
-    return DoseTrial(kl, kl, gain, incoherent, relevant)
+    return DoseTrial(kl, kl, gain, incoherent, relevant, 40)
 
 
 shares = st.floats(0, 1)
@@ -131,9 +131,9 @@ def test_choice_against_a_plain_loop(
             best = one
     if best is None:
         with pytest.raises(CalibrationError):
-            choose_dose(unsteered, trials)
+            choose_dose({40: unsteered}, trials)
     else:
-        assert choose_dose(unsteered, trials).chosen == best
+        assert choose_dose({40: unsteered}, trials) == best
 
 
 def short(prompts: Sequence[str], answers: Sequence[str]) -> float:
@@ -198,3 +198,40 @@ def test_a_search_goes_on_from_the_doses_that_were_tried(judged: list[float]) ->
     assert search((0.1, 0.2), dict(kept)) == whole
     assert judged == [0.0]
     assert search((0.1, 0.2), None) == whole
+
+
+def test_the_leading_dose_is_confirmed_on_further_prompts(
+    judged: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dose that leads on the first prompts loops on the others; the next one is taken."""
+    model, decoding = tiny("llama"), Decoding(max_new_tokens=6)
+    meter = reference_meter(model, PROMPTS)
+    more = ["One more?", "And this?"]
+    strength = {0.0: 0.0, 0.1: 1.0, 0.2: 2.0}
+    trial = dose._trial
+
+    def judge(factor: float, kl: float, prompts: Sequence[str], *rest: Any) -> DoseTrial:
+        known = min(strength, key=lambda k: abs(k - kl))
+        loops = 0.5 if known == 0.2 and list(prompts) == more else 0.0
+        made = trial(factor, kl, prompts, *rest)
+        return replace(made, gain=strength[known] + len(prompts), incoherent=loops)
+
+    monkeypatch.setattr(dose, "_trial", judge)
+    kept: dict[float, DoseTrial] = {}
+    found = search_dose(
+        model,
+        some_edit(),
+        PROMPTS,
+        short,
+        meter=meter,
+        kls=(0.1, 0.2),
+        decoding=decoding,
+        confirm=more,
+        tried=kept,
+    )
+    assert found.chosen.kl == pytest.approx(0.1, rel=0.03)
+    assert found.chosen.prompts == found.unsteered.prompts == 5
+    assert found.chosen.gain == pytest.approx(1.0) and found.unsteered.gain == 0.0
+    # Pooled over all five prompts: two of them at a half.
+    assert kept[0.2].prompts == 5 and kept[0.2].incoherent == pytest.approx(0.2)
+    assert judged == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.2, 0.1], rel=0.03)
