@@ -30,12 +30,10 @@ Gain = Callable[[Sequence[str], Sequence[str]], float]
 # Geometric, from "barely there" to far beyond what any edit bears.
 _FACTORS = tuple(2.0**k for k in range(-6, 8))
 _KL_TOLERANCE = 0.02  # relative
-# Shares of answers that a dose may cost. Relevance is a noisy measure of short answers, hence the
-# wider margin.
-MORE_INCOHERENT = 0.02
-# Beyond this share answers fall apart, and larger doses are not tried.
-FALLS_APART = 0.05
+# Share of answers about their prompt that a dose may cost: a noisy measure of short answers.
 LESS_RELEVANT = 0.1
+# With this share more of answers that loop or break, larger doses are not tried.
+FALLS_APART = 0.05
 _REFERENCE = Decoding(max_new_tokens=48)
 SEARCH_KLS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45)
 
@@ -183,9 +181,9 @@ def search_dose(
 ) -> DoseSearch:
     """Try doses on develop prompts; keep the largest gain before answers suffer.
 
-    A dose is out if the share of answers that loop or break exceeds the unsteered model's by more
-    than `MORE_INCOHERENT`, or the share about their prompt falls short of it by more than
-    `LESS_RELEVANT`. Doses are tried by ascending divergence until answers fall apart
+    A dose is out if more answers loop or break than of the unsteered model (none more of a hundred
+    still leaves room for three in truth), or if the share about their prompt falls short of it by
+    more than `LESS_RELEVANT`. Doses are tried by ascending divergence until answers fall apart
     (`FALLS_APART`). Answers should be as long as those that will be served: loops come late.
 
     The best of several doses owes something to luck, and a few prompts do not show what happens to
@@ -300,10 +298,10 @@ def _pool(one: DoseTrial, other: DoseTrial) -> DoseTrial:
 
 
 def _is_sound(trial: DoseTrial, unsteered: DoseTrial) -> bool:
-    """Whether answers are as whole as the unsteered model's, within the margins."""
+    """Whether answers are as whole as the unsteered model's."""
     # The small number is for shares that are equal but for rounding.
     return (
-        trial.incoherent <= unsteered.incoherent + MORE_INCOHERENT + 1e-9
+        trial.incoherent <= unsteered.incoherent + 1e-9
         and trial.relevant >= unsteered.relevant - LESS_RELEVANT - 1e-9
     )
 

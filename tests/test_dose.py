@@ -16,7 +16,6 @@ from steer.chat import render
 from steer.dose import (
     FALLS_APART,
     LESS_RELEVANT,
-    MORE_INCOHERENT,
     DoseSearch,
     DoseTrial,
     _solve,
@@ -120,7 +119,7 @@ def test_choice_against_a_plain_loop(
     best = None
     for one in trials:
         suffers = (
-            one.incoherent - unsteered.incoherent > MORE_INCOHERENT + 1e-9
+            one.incoherent - unsteered.incoherent > 1e-9
             or unsteered.relevant - one.relevant > LESS_RELEVANT + 1e-9
         )
         if one.incoherent - unsteered.incoherent > FALLS_APART + 1e-9:
