@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from steer.errors import InputError
 from steer.hooks import attach
@@ -47,7 +48,7 @@ class Decoding:
         top_p: Sample from the likeliest tokens that hold this much probability.
         top_k: Sample from this many likeliest tokens.
         num_beams: Beams of beam search.
-        repetition_penalty: Divides the logits of tokens that have appeared; 1 is none.
+        repetition_penalty: Divides the logits of tokens that stand in the answer; 1 is none.
         no_repeat_ngram_size: Length of token sequences that must not come twice, the prompt
             included; 0 is none.
     """
@@ -98,9 +99,24 @@ class Decoding:
             raise InputError(f"unknown option {unknown[0]!r}; options: {', '.join(known)}")
         return cls(**options)
 
-    def options(self) -> dict[str, Any]:
-        """The fields that are set, as arguments of `model.generate`."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+    def options(self, prompt: int) -> dict[str, Any]:
+        """The fields that are set, as arguments of `model.generate`.
+
+        transformers' `repetition_penalty` argument counts the prompt's tokens too. The tokens that
+        end a turn stand in every chat prompt, so it would hold back the end of each answer, and
+        with it the words that were asked about. Here it looks at the answer alone.
+
+        Args:
+            prompt: Number of tokens before the answer, padding included.
+        """
+        options = {name: value for name, value in asdict(self).items() if value is not None}
+        options["repetition_penalty"] = 1.0  # the model's own default may be another
+        penalty = self.repetition_penalty
+        if penalty != 1.0:
+            options["logits_processor"] = LogitsProcessorList(
+                [RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=prompt)]
+            )
+        return options
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,7 @@ class Generated:
     """A generated answer.
 
     Attributes:
-        text: The answer, without special tokens.
+        text: The answer, without special tokens, and without a character cut at the limit.
         tokens: Its token ids, the end-of-sequence token included if it came.
         ended: Whether the model ended it by itself, rather than being cut at the token limit.
     """
@@ -203,7 +219,7 @@ def _segments(
     answers: list[list[int]] = [[] for _ in place]
     # A single call may be of a kind that wants a cache of its own.
     cache = growing_cache(language_model.model) if segment < decoding.max_new_tokens else None
-    done = 0
+    prompt, done = ids.shape[1], 0
     while place:
         step = min(segment, decoding.max_new_tokens - done)
         output = language_model.model.generate(
@@ -212,7 +228,7 @@ def _segments(
             past_key_values=cache,
             pad_token_id=language_model.tokenizer.pad_token_id,
             return_dict_in_generate=True,
-            **decoding.options()
+            **decoding.options(prompt)
             | {
                 "max_new_tokens": step,
                 "min_new_tokens": min(step, max((decoding.min_new_tokens or 0) - done, 0)),
@@ -241,5 +257,7 @@ def _segments(
 def _finish(language_model: LanguageModel, row: list[int], ends: frozenset[int]) -> Generated:
     length = next((i + 1 for i, token in enumerate(row) if token in ends), None)
     tokens = row if length is None else row[:length]
-    text = language_model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    return Generated(text, tuple(tokens), length is not None)
+    text = language_model.tokenizer.decode(tokens, skip_special_tokens=True)
+    if length is None:
+        text = text.rstrip("\ufffd")  # the token limit can fall inside a character
+    return Generated(text.strip(), tuple(tokens), length is not None)

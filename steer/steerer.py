@@ -243,8 +243,9 @@ class Steerer:
         thread.start()
         try:
             for piece in streamer:
-                if piece:
-                    yield piece
+                # Only the last one can end inside a character, if the limit cut it.
+                if whole := piece.rstrip("\ufffd"):
+                    yield whole
         finally:
             cancelled.set()
             thread.join()

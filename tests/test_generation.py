@@ -43,8 +43,9 @@ def one_call(language_model: LanguageModel, decoding: Decoding) -> list[tuple[in
     """`model.generate`, once, cut after the first end by a plain loop."""
     inputs = encode(language_model, TEXTS)
     with attach(language_model).steer(EDITS):
+        options = decoding.options(inputs["input_ids"].shape[1])
         output = language_model.model.generate(
-            **inputs, **decoding.options(), pad_token_id=language_model.tokenizer.pad_token_id
+            **inputs, **options, pad_token_id=language_model.tokenizer.pad_token_id
         )
     answers = []
     for row in output[:, inputs["input_ids"].shape[1] :].tolist():
@@ -72,6 +73,24 @@ def test_rows_that_leave_change_no_token(
         found = generate_batch(language_model, TEXTS, decoding)
     assert [answer.tokens for answer in found] == expected
     assert [answer.ended for answer in found] == [answer[-1] % 5 == 4 for answer in expected]
+
+
+def test_the_penalty_looks_at_the_answer_alone() -> None:
+    """Against a plain loop; transformers' own argument, which counts the prompt, differs."""
+    language_model = tiny("llama")
+    inputs = encode(language_model, TEXTS[2:3])
+    ids = inputs["input_ids"][0].tolist()
+    answer: list[int] = []
+    for _ in range(24):
+        with torch.inference_mode():
+            logits = language_model.model(torch.tensor([ids + answer])).logits[0, -1]
+        for token in set(answer):
+            logits[token] = logits[token] / 3 if logits[token] > 0 else logits[token] * 3
+        answer.append(int(logits.argmax()))
+    decoding = Decoding(max_new_tokens=24, repetition_penalty=3.0, no_repeat_ngram_size=None)
+    assert generate_batch(language_model, TEXTS[2:3], decoding)[0].tokens == tuple(answer)
+    theirs = language_model.model.generate(**inputs, max_new_tokens=24, repetition_penalty=3.0)
+    assert theirs[0, len(ids) :].tolist() != answer
 
 
 @pytest.mark.parametrize("minimum", [2, 5, 9])

@@ -19,7 +19,7 @@ import steer
 from steer.chat import render
 from steer.edits import Edit
 from steer.errors import BundleError, FingerprintError, WeightsError
-from steer.generation import Decoding, encode
+from steer.generation import Decoding, _finish, encode, end_tokens
 from steer.hooks import attach
 from steer.measures import TRAIT_MEASURES, is_coherent
 from steer.packaged import packaged_model_dir
@@ -119,6 +119,16 @@ def test_strength_zero_is_the_plain_model_bit_for_bit(steerer: Steerer) -> None:
         with steerer.steer({"brevity": 1.0}):
             assert not torch.equal(steerer.language_model.model(**inputs).logits, expected)
         assert torch.equal(steerer.language_model.model(**inputs).logits, expected)
+
+
+def test_a_character_cut_at_the_limit_is_left_out(steerer: Steerer) -> None:
+    model = steerer.language_model
+    tokens = model.tokenizer("Good night 🌙", add_special_tokens=False)["input_ids"]
+    cut = next(
+        n for n in range(len(tokens)) if model.tokenizer.decode(tokens[:n]).endswith("\ufffd")
+    )
+    answer = _finish(model, tokens[:cut], end_tokens(model))
+    assert (answer.text, answer.ended) == ("Good night", False)
 
 
 def test_stream_pieces_join_to_the_answer(steerer: Steerer) -> None:
