@@ -93,6 +93,42 @@ def log_ratio(
     return result
 
 
+def divergence(
+    language_model: LanguageModel,
+    edits: Sequence[Edit],
+    sequences: Sequences,
+    *,
+    scope: Scope = "response",
+    batch_tokens: int = 2048,
+) -> NDArray[np.float64]:
+    """KL(edited || unedited) of each response under an edit of its own.
+
+    Args:
+        language_model: The model.
+        edits: One a sequence, n of them.
+        sequences: (prompt token ids, response token ids) pairs.
+        scope: Where the edits act.
+        batch_tokens: Tokens in one forward pass.
+
+    Returns:
+        (n,) mean over each response's tokens, in nats per token.
+    """
+    if len(edits) != len(sequences):
+        raise InputError(f"got {len(edits)} edits for {len(sequences)} sequences")
+    result = np.zeros(len(sequences))
+    hooks = attach(language_model)
+    for batch in _batches(language_model, sequences, batch_tokens):
+        rows = [edits[i] for i in batch.indices]
+        if all(edit.is_zero() for edit in rows):
+            continue
+        reference = _log_probs(language_model, batch)
+        with hooks.steer(rows, scope=scope, prompt_length=batch.prompt_length):
+            edited = _log_probs(language_model, batch)
+        total = _divergence(edited, reference, batch)
+        result[batch.indices] = (total / batch.response_mask.sum(1)).cpu().numpy()
+    return result
+
+
 class KLMeter:
     """Measures how far an edit takes the model from itself, on a fixed set of answers.
 
@@ -130,10 +166,15 @@ class KLMeter:
         for batch, reference in zip(self._batches, self._reference, strict=True):
             with hooks.steer(edit, scope=self._scope, prompt_length=batch.prompt_length):
                 edited = _log_probs(self._language_model, batch)
-            divergence = (edited.exp() * (edited - reference)).sum(-1)  # (B, R)
-            total += float((divergence * batch.response_mask).sum())
+            total += float(_divergence(edited, reference, batch).sum())
             tokens += float(batch.response_mask.sum())
         return total / tokens
+
+
+def _divergence(edited: Tensor, reference: Tensor, batch: _Batch) -> Tensor:
+    """KL of log-probabilities (B, R, vocabulary), summed over each response's tokens (B,)."""
+    each = (edited.exp() * (edited - reference)).sum(-1)  # (B, R)
+    return (each * batch.response_mask).sum(1)
 
 
 def _log_probs(language_model: LanguageModel, batch: _Batch) -> Tensor:

@@ -11,7 +11,13 @@ from steer.chat import render
 from steer.edits import ZERO, Edit, additive, two_step
 from steer.errors import InputError
 from steer.hooks import attach
-from steer.likelihood import KLMeter, log_ratio, mean_log_likelihood, response_tokens
+from steer.likelihood import (
+    KLMeter,
+    divergence,
+    log_ratio,
+    mean_log_likelihood,
+    response_tokens,
+)
 from steer.traits import Trait
 
 
@@ -120,6 +126,17 @@ def test_divergence_of_one_answer(llama, sequence, scope):
     result = KLMeter(llama, [sequence], scope=scope).kl(EDIT)
     assert result == pytest.approx(plain_kl(llama, [sequence], EDIT, scope), rel=1e-3)
     assert result > 0.05
+
+
+def test_divergence_of_each_answer_under_its_own_edit(llama):
+    edits = [EDIT, ZERO, 0.5 * EDIT, EDIT, ZERO, -1 * EDIT]
+    result = divergence(llama, edits, SEQUENCES, batch_tokens=60)
+    expected = [
+        plain_kl(llama, [sequence], edit) for sequence, edit in zip(SEQUENCES, edits, strict=True)
+    ]
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5)
+    with pytest.raises(InputError, match="2 edits for 6 sequences"):
+        divergence(llama, edits[:2], SEQUENCES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

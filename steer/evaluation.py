@@ -1,0 +1,298 @@
+"""What candidate edits do: rewards, divergence, fluency and cost, each measured once and kept.
+
+Candidates are answered as rows of mixed batches: one forward pass serves many edits. Every
+evaluation is one line of a JSON Lines file, so a search that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from steer.certificate import Measured
+from steer.chat import render
+from steer.edits import Edit, compose
+from steer.errors import DataError, InputError
+from steer.generation import Decoding, generate_batch, prompt_tokens
+from steer.hooks import Scope, attach
+from steer.likelihood import divergence
+from steer.models import LanguageModel
+from steer.resources import atomic_path
+from steer.rewards import Objective, Reward, score
+from steer.versions import versions
+
+Float64 = NDArray[np.float64]
+
+FORMAT = 1
+# Rows of a batch: larger ones are no faster on a CPU, and a GPU is busy with these.
+BATCH_ROWS = 96
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """How an edit is mixed: c_i times the edit of trait i, in one family of edits.
+
+    Attributes:
+        family: Which edits are mixed, such as those of one choice of layers.
+        coefficients: c (k,), >= 0; 1 is a trait's default dose.
+    """
+
+    family: str
+    coefficients: tuple[float, ...]
+
+    def is_unsteered(self) -> bool:
+        """Whether nothing is mixed."""
+        return not any(self.coefficients)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What one candidate does on P prompts.
+
+    Attributes:
+        candidate: The candidate.
+        rewards: (P, d), 0 on every trait where the answer loops or is broken.
+        kl: (P,) KL(edited || unedited) on its own answer, nats per token.
+        fluent: (P,) whether the answer neither loops nor is broken.
+        tokens: (P,) tokens generated.
+        texts: The answers.
+    """
+
+    candidate: Candidate
+    rewards: Float64
+    kl: Float64
+    fluent: NDArray[np.bool_]
+    tokens: NDArray[np.int64]
+    texts: tuple[str, ...]
+
+
+class Evaluator:
+    """Measures candidates on fixed prompts with fixed rewards; each only once."""
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        families: Mapping[str, Sequence[Edit]],
+        prompts: Sequence[str],
+        rewards: Sequence[Reward],
+        *,
+        path: Path,
+        decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
+        scope: Scope = "response",
+        progress: bool = False,
+    ) -> None:
+        """Open the file of evaluations, or begin it.
+
+        Args:
+            language_model: The model.
+            families: By name, the edits (k of them) that are mixed.
+            prompts: P prompts that every candidate answers.
+            rewards: d rewards.
+            path: JSON Lines file, created or continued.
+            decoding: How answers are generated.
+            scope: Where edits act.
+            progress: Show a progress bar when on a terminal.
+
+        Raises:
+            InputError: If there is nothing to mix, to ask or to reward, or families differ in
+                their number of edits.
+            DataError: If the file is damaged or was made with other settings.
+        """
+        sizes = {len(edits) for edits in families.values()}
+        if len(sizes) != 1 or not prompts or not rewards:
+            raise InputError(
+                "expected prompts, rewards, and families with one number of edits, got "
+                f"{len(prompts)} prompts, {len(rewards)} rewards, and families of {sorted(sizes)}"
+            )
+        self.families = {name: tuple(edits) for name, edits in families.items()}
+        self.dimensions = sizes.pop()
+        self.prompts = tuple(prompts)
+        self.rewards = tuple(rewards)
+        self._model = language_model
+        self._decoding = decoding
+        self._scope = scope
+        self._progress = progress
+        self._path = path
+        self._known = self._open()
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Every evaluation in the file, in the order in which they were made."""
+        return tuple(self._known.values())
+
+    def edit(self, candidate: Candidate) -> Edit:
+        """The edit of a candidate.
+
+        Raises:
+            InputError: If its family is not known, or its coefficients are too many, too few,
+                negative or not finite.
+        """
+        if candidate.family not in self.families:
+            raise InputError(
+                f"unknown family {candidate.family!r}; known: {', '.join(self.families)}"
+            )
+        c = np.asarray(candidate.coefficients)
+        if c.shape != (self.dimensions,) or not (np.isfinite(c).all() and (c >= 0).all()):
+            raise InputError(
+                f"expected {self.dimensions} finite coefficients >= 0, got {candidate.coefficients}"
+            )
+        return compose(self.families[candidate.family], candidate.coefficients)
+
+    def evaluate(self, candidates: Iterable[Candidate]) -> list[Evaluation]:
+        """Measure candidates; those that are in the file cost nothing.
+
+        Returns:
+            An evaluation per candidate, in their order.
+        """
+        wanted = list(candidates)
+        fresh = [c for c in dict.fromkeys(wanted) if c not in self._known]
+        at_once = max(1, BATCH_ROWS // len(self.prompts))
+        with tqdm(
+            total=len(fresh), desc="edits", disable=None if self._progress and fresh else True
+        ) as bar:
+            for start in range(0, len(fresh), at_once):
+                part = fresh[start : start + at_once]
+                self._append(self._measure(part))
+                bar.update(len(part))
+        return [self._known[candidate] for candidate in wanted]
+
+    def _measure(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        number = len(self.prompts)
+        edits = [self.edit(candidate) for candidate in candidates for _ in range(number)]
+        prompts = self.prompts * len(candidates)
+        texts = [render(self._model.tokenizer, prompt) for prompt in prompts]
+        with attach(self._model).steer(edits, scope=self._scope):
+            answers = generate_batch(self._model, texts, self._decoding)
+        written = [answer.text for answer in answers]
+        rewards, fluent = score(self.rewards, prompts, written)
+        asked = {text: prompt_tokens(self._model, text) for text in dict.fromkeys(texts)}
+        sequences = [
+            (asked[text], answer.tokens) for text, answer in zip(texts, answers, strict=True)
+        ]
+        kl = divergence(self._model, edits, sequences, scope=self._scope)
+        tokens = np.array([len(answer.tokens) for answer in answers])
+        result = []
+        for i, candidate in enumerate(candidates):
+            rows = slice(i * number, (i + 1) * number)
+            result.append(
+                Evaluation(
+                    candidate,
+                    rewards[rows],
+                    kl[rows],
+                    fluent[rows],
+                    tokens[rows],
+                    tuple(written[rows]),
+                )
+            )
+        return result
+
+    def _open(self) -> dict[Candidate, Evaluation]:
+        header = self._header()
+        if not self._path.exists():
+            with atomic_path(self._path) as temporary:
+                temporary.write_text(json.dumps(header) + "\n", encoding="utf-8")
+            return {}
+        try:
+            # A kill can leave half a line at the end; it is measured again.
+            whole = self._path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+            rows = [json.loads(line) for line in whole]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self._path}: not a readable JSON Lines file: {error}") from error
+        found = rows[0] if rows and isinstance(rows[0], dict) else {}
+        if changed := [key for key in header if found.get(key) != header[key]]:
+            raise DataError(
+                f"{self._path} was made with other settings ({', '.join(changed)} differ); "
+                "choose another folder or delete the file"
+            )
+        with atomic_path(self._path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+        known = [self._parse(row) for row in rows[1:]]
+        return {evaluation.candidate: evaluation for evaluation in known}
+
+    def _header(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for name, edits in sorted(self.families.items()):
+            for edit in edits:
+                digest.update(name.encode())
+                for index, layer in edit.layers.items():
+                    digest.update(str(index).encode())
+                    for array in (layer.e, layer.v, layer.u, layer.c, layer.relu):
+                        digest.update(array.tobytes())
+        header = {
+            "format": FORMAT,
+            "model": self._model.fingerprint.to_dict(),
+            "edits": digest.hexdigest(),
+            "prompts": list(self.prompts),
+            "rewards": [repr(reward.name) for reward in self.rewards],
+            "decoding": asdict(self._decoding),
+            "scope": self._scope,
+            "versions": versions(),
+        }
+        parsed: dict[str, Any] = json.loads(json.dumps(header))
+        return parsed
+
+    def _append(self, evaluations: Sequence[Evaluation]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(_row(one)) + "\n" for one in evaluations)
+            file.flush()
+            os.fsync(file.fileno())
+        self._known |= {one.candidate: one for one in evaluations}
+
+    def _parse(self, row: Mapping[str, Any]) -> Evaluation:
+        shape = (len(self.prompts), len(self.rewards))
+        try:
+            one = Evaluation(
+                Candidate(row["family"], tuple(map(float, row["coefficients"]))),
+                np.asarray(row["rewards"], np.float64),
+                np.asarray(row["kl"], np.float64),
+                np.asarray(row["fluent"], np.bool_),
+                np.asarray(row["tokens"], np.int64),
+                tuple(map(str, row["texts"])),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self._path}: a line is not an evaluation ({error!r}); delete the file"
+            ) from error
+        lengths = {len(one.kl), len(one.fluent), len(one.tokens), len(one.texts)}
+        if one.rewards.shape != shape or lengths != {shape[0]}:
+            raise DataError(f"{self._path}: a line is not an evaluation of {shape[0]} prompts")
+        return one
+
+
+def measured(evaluations: Sequence[Evaluation], objective: Objective) -> Measured:
+    """What portfolios and certificates are made of: means over the prompts.
+
+    Args:
+        evaluations: The first of the unsteered model.
+        objective: Turns divergences into the regulariser.
+
+    Raises:
+        InputError: If the first is not of the unsteered model.
+    """
+    if not evaluations or not evaluations[0].candidate.is_unsteered():
+        raise InputError("expected the unsteered model's evaluation first")
+    return Measured(
+        np.stack([one.rewards.mean(0) for one in evaluations]),
+        objective.regulariser([one.kl.mean() for one in evaluations]),
+    )
+
+
+def _row(one: Evaluation) -> dict[str, Any]:
+    return {
+        "family": one.candidate.family,
+        "coefficients": list(one.candidate.coefficients),
+        "rewards": one.rewards.tolist(),
+        "kl": one.kl.tolist(),
+        "fluent": one.fluent.tolist(),
+        "tokens": one.tokens.tolist(),
+        "texts": list(one.texts),
+    }
