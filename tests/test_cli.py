@@ -140,7 +140,7 @@ def test_version_and_help(steer) -> None:
 
 def test_defaults_in_the_help_are_those_of_the_engine() -> None:
     recipe, decoding = Recipe(), Decoding()
-    source = inspect.getsource(cli)
+    source = inspect.getsource(cli.build) + inspect.getsource(cli.options)
     assert f"{recipe.method} (default)" in source
     assert f"{recipe.layers} (default)" in source
     assert f"8 to 300. Default: {recipe.prompts}." in source

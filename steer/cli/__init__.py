@@ -1,0 +1,9 @@
+"""The command line: `steer --help`. One module a command.
+
+What a command needs is imported inside it, so that help and usage errors need not wait for torch.
+"""
+
+from steer.cli import build, chat, cover, demo, generate, inspect, traits
+from steer.cli.app import app, main
+
+__all__ = ["app", "build", "chat", "cover", "demo", "generate", "inspect", "main", "traits"]

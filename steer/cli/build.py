@@ -1,0 +1,141 @@
+"""`steer build`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steer.cli.app import INTERRUPTED, app
+from steer.cli.console import out, say
+from steer.cli.inspect import show_traits
+from steer.cli.options import Model
+from steer.errors import InputError
+
+if TYPE_CHECKING:
+    from steer.contrast import PairSet
+    from steer.subspace import Subspace
+
+
+@app.command(
+    epilog="Examples: [bold]steer build[/bold]; "
+    "[bold]steer build --trait brevity --trait my-trait.yaml --output mine.safetensors[/bold]"
+)
+def build(
+    model: Model = None,
+    trait: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME_OR_YAML",
+            help="Built-in trait or trait file; repeat for several. Default: all built-in traits.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write. May be left out only for the packaged model with all traits.",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="mean-difference (default), svd, ccs, probe, two-step or two-step-sign-safe."
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Rule that chooses layers: ccs-jump (default), middle or gain."),
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option(help="Prompts for contrast pairs, 8 to 300. Default: 64.")
+    ] = None,
+    develop_prompts: Annotated[
+        int | None, typer.Option(help="Prompts for the dose search, 8 to 100. Default: 40.")
+    ] = None,
+    confirm_prompts: Annotated[
+        int | None,
+        typer.Option(help="Further ones that confirm the leading dose; 0 is none. Default: 60."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31, help="Default: 0.")] = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where unfinished work is kept. Default: in the user's cache."),
+    ] = None,
+) -> None:
+    """Build a bundle from the model's own answers; one that was stopped goes on where it was."""
+    given: dict[str, Any] = {
+        "method": method,
+        "layers": layers,
+        "prompts": prompts,
+        "develop_prompts": develop_prompts,
+        "confirm_prompts": confirm_prompts,
+        "seed": seed,
+    }
+    from steer.pipeline import Recipe
+    from steer.pipeline import build as build_bundle
+
+    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
+    target = _output(output, is_default=model is None and not trait)
+    traits = [_trait(name) for name in trait] if trait else None
+    begin = time.perf_counter()
+    try:
+        bundle = build_bundle(
+            model,
+            traits,
+            recipe=recipe,
+            work_dir=work_dir,
+            progress=True,
+            on_subspace=_report_subspace,
+        )
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on with this build where it stopped", "yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    bundle.save(target)
+    show_traits(bundle)
+    out.print(
+        f"{target}: {len(bundle.traits)} traits, {target.stat().st_size:,} bytes, "
+        f"built in {time.perf_counter() - begin:.0f} s",
+        soft_wrap=True,
+    )
+
+
+def _report_subspace(pair_set: PairSet, subspace: Subspace) -> None:
+    dropped = sum(pair_set.dropped.values())
+    say(
+        f"{pair_set.trait}: {len(pair_set.pairs)} of {len(pair_set.pairs) + dropped} pairs kept, "
+        f"reliability {subspace.reliability:.2f}; making its edit"
+    )
+
+
+def _output(output: Path | None, *, is_default: bool) -> Path:
+    """Where a build goes; refused now rather than after an hour of work."""
+    if output is None:
+        if not is_default:
+            raise InputError(
+                "--output: expected a file name; only a build of all traits on the packaged "
+                "model has a default"
+            )
+        from steer.resources import data_dir
+        from steer.steerer import DEFAULT_BUNDLE
+
+        output = data_dir() / "bundles" / DEFAULT_BUNDLE
+    if output.is_dir():
+        raise InputError(f"--output: {output} is a folder; expected a file name")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"--output: {output.parent} cannot be written to")
+    return output
+
+
+def _trait(text: str) -> Any:
+    """A built-in trait's name as it is; a trait file as its trait."""
+    if text.endswith((".yaml", ".yml")) or os.sep in text:
+        from steer.traits import read_trait
+
+        return read_trait(text)
+    return text

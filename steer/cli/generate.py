@@ -1,0 +1,118 @@
+"""`steer generate`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Annotated, cast
+
+import typer
+
+from steer.cli.app import app
+from steer.cli.console import doing, out
+from steer.cli.options import (
+    BundleFile,
+    Force,
+    MaxNewTokens,
+    Model,
+    NgramSize,
+    Penalty,
+    Sample,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    Weight,
+    decoding_options,
+    load_steerer,
+    weights_of,
+)
+from steer.errors import InputError
+
+
+@app.command(
+    epilog='Examples: [bold]steer generate "How do I sleep better?" -w brevity=0.8 -w warmth=0.2'
+    '[/bold]; [bold]echo "Why is the sky blue?" | steer generate - -w simplicity=1[/bold]'
+)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
+    weight: Weight = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="0 is the unsteered model, 1 (default) the measured dose."),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show the unsteered answer beside it.")
+    ] = False,
+    max_new_tokens: MaxNewTokens = None,
+    seed: Seed = None,
+    sample: Sample = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repetition_penalty: Penalty = None,
+    no_repeat_ngram_size: NgramSize = None,
+    model: Model = None,
+    bundle: BundleFile = None,
+    force: Force = False,
+) -> None:
+    """Answer a prompt; stdout gets the answer, piece by piece, and nothing else.
+
+    Weights are scaled to sum to one: they say what is wanted, and --strength how strongly.
+    """
+    from steer.weights import check_strength
+
+    options = decoding_options(
+        max_new_tokens,
+        sample,
+        temperature,
+        top_p,
+        top_k,
+        repetition_penalty,
+        no_repeat_ngram_size,
+    )
+    weights = weights_of(weight)
+    if strength is not None:
+        check_strength(strength)
+    if weights is None and (strength is not None or compare):
+        name = "--compare" if compare else "--strength"
+        raise InputError(f"{name} has no effect without weights; add -w TRAIT=NUMBER")
+    text = sys.stdin.read().strip() if prompt == "-" else prompt
+    if not text.strip():
+        raise InputError("the prompt is empty; expected text")
+    steerer = load_steerer(model, bundle, force=force, weights=weights)
+    amount = 1.0 if strength is None else strength
+    if not compare:
+        write_pieces(steerer.stream(text, weights, strength=amount, seed=seed, **options), [])
+        return
+
+    from steer.demo import answer_cell, label, side_by_side
+    from steer.generation import Decoding
+
+    with doing("answering"):
+        plain, steered = steerer.answer(
+            [text, text],
+            [None, weights],
+            strength=amount,
+            seed=seed,
+            decoding=Decoding.from_options(options),
+        )
+    heading = label(weights) + ("" if amount == 1 else f", strength {amount:g}")
+    cells = [answer_cell("unsteered", plain), answer_cell(heading, steered, steered=True)]
+    out.print(side_by_side(cells, out.width))
+
+
+def write_pieces(pieces: Iterator[str], written: list[str]) -> None:
+    """Write pieces of an answer as they come, and keep in `written` what has come so far."""
+    # Closing the generator stops its thread, also when Ctrl-C comes between two pieces.
+    with closing(cast("Generator[str, None, None]", pieces)):
+        try:
+            for piece in pieces:
+                written.append(piece)
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        finally:
+            if written and not written[-1].endswith("\n"):
+                sys.stdout.write("\n")
+            sys.stdout.flush()

@@ -1,0 +1,133 @@
+"""`steer inspect`: what is in a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from steer.cli.app import app
+from steer.cli.console import out, say
+from steer.cli.options import bundle_path
+
+if TYPE_CHECKING:
+    from steer.bundle import Bundle
+
+
+@app.command(
+    epilog="Examples: [bold]steer inspect[/bold]; "
+    "[bold]steer inspect mine.safetensors --picture layers.png[/bold]"
+)
+def inspect(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle file. Default: the packaged model's bundle.")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Write heat maps, trait by layer, as .png, .svg or .pdf."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show what is in a bundle: traits, doses, layers, and how it was built."""
+    from steer.bundle import Bundle
+    from steer.picture import draw
+
+    content = Bundle.load(bundle_path(bundle))
+    if picture is not None:
+        draw(content, picture)
+    if as_json:
+        # Not through rich, which would wrap long lines.
+        print(json.dumps(content.info(), indent=2))
+    else:
+        _show_bundle(content)
+    if picture is not None:
+        say(f"wrote {picture}")
+
+
+def _show_bundle(bundle: Bundle) -> None:
+    from steer.picture import grids, heat_map
+
+    info = bundle.info()
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("model", Text(bundle.model))
+    facts.add_row("fingerprint", Text(str(bundle.fingerprint)))
+    facts.add_row("scope", bundle.scope)
+    facts.add_row("size", f"{info['size']:,} bytes")
+    recipe = bundle.settings.get("recipe")
+    if isinstance(recipe, Mapping):
+        facts.add_row("recipe", Text(", ".join(f"{k} {_plain(v)}" for k, v in recipe.items())))
+    versions = (f"{name} {version}" for name, version in bundle.versions.items())
+    facts.add_row("built with", Text(", ".join(versions)))
+    out.print(facts)
+    show_traits(bundle)
+    if any(entry.ccs_loss for entry in bundle.traits.values()):
+        for grid in grids(bundle):
+            out.print()
+            out.print(heat_map(grid, out.width))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None) + ")"
+    return "/".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def show_traits(bundle: Bundle) -> None:
+    """Two tables: every trait's edit, and the contrast pairs that it was made from."""
+    from steer.pipeline import LOW_RELIABILITY
+
+    edits = Table(box=SIMPLE_HEAD)
+    for heading in ("trait", "reliability", "layers", "dose, KL"):
+        justify: Any = "right" if heading in ("reliability", "dose, KL") else "left"
+        edits.add_column(heading, justify=justify, no_wrap=heading != "layers", overflow="fold")
+    edits.add_column("gain on develop prompts", overflow="fold")
+    pairs = Table(box=SIMPLE_HEAD)
+    pairs.add_column("contrast pairs", no_wrap=True)
+    prefix = "pairs dropped, "
+    reasons = {
+        name.removeprefix(prefix)
+        for entry in bundle.traits.values()
+        for name in entry.statistics
+        if name.startswith(prefix)
+    }
+    for heading in ("kept", *(f"dropped: {reason}" for reason in sorted(reasons))):
+        pairs.add_column(heading, justify="right")
+    for name, entry in bundle.traits.items():
+        low = entry.reliability < LOW_RELIABILITY
+        gain = entry.statistics.get("gain on develop prompts")
+        edits.add_row(
+            name,
+            Text(f"{'LOW ' * low}{entry.reliability:.2f}", style="bold red" if low else ""),
+            _ranges(list(entry.edit.layers)),
+            f"{entry.dose:.2f}",
+            f"{gain:+.3g} {entry.statistics.get('measure', '')}"
+            if isinstance(gain, int | float)
+            else "?",
+        )
+        counts = ("pairs kept", *(prefix + reason for reason in sorted(reasons)))
+        pairs.add_row(name, *(str(entry.statistics.get(count, "?")) for count in counts))
+    out.print(edits)
+    out.print(pairs)
+    if any(entry.reliability < LOW_RELIABILITY for entry in bundle.traits.values()):
+        warning = (
+            f"LOW: below {LOW_RELIABILITY} the contrast pairs hardly agree on a direction; "
+            "expect a weak or uneven effect."
+        )
+        out.print(Text(warning, style="bold red"))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers with runs joined, such as "8-12, 15"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,136 @@
+"""Options that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steer.cli.console import doing
+from steer.errors import InputError, SteerError
+
+if TYPE_CHECKING:
+    from steer.generation import DecodingOptions
+    from steer.steerer import Steerer
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="Local folder or hub id. Default: the packaged SmolLM2-135M-Instruct."),
+]
+BundleFile = Annotated[
+    Path | None,
+    typer.Option("--bundle", help="Bundle file. Default: the packaged model's bundle."),
+]
+Weight = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weight",
+        "-w",
+        metavar="TRAIT=NUMBER",
+        help="How much a trait is wanted, >= 0; repeat for a mixture.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Use a bundle built on another model.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Sample, rather than decode greedily.")]
+Temperature = Annotated[
+    float | None, typer.Option(min=1e-4, help="Divides the logits; with --sample.")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(min=1e-4, max=1.0, help="Likeliest tokens of this probability; with --sample."),
+]
+TopK = Annotated[int | None, typer.Option(min=1, help="This many likeliest tokens; with --sample.")]
+Penalty = Annotated[
+    float | None, typer.Option(min=1e-4, help="Of tokens that appeared; 1 is none. Default: 1.1.")
+]
+NgramSize = Annotated[
+    int | None, typer.Option(min=0, help="Sequences of this many tokens come once. Default: 6.")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 384.")
+]
+
+
+def decoding_options(
+    max_new_tokens: int | None,
+    sample: bool,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    repetition_penalty: float | None,
+    no_repeat_ngram_size: int | None,
+) -> DecodingOptions:
+    """The decoding options that were given."""
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    for name, value in sampling.items():
+        if value is not None and not sample:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} has no effect on greedy decoding; add --sample")
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": sample or None,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        **sampling,
+    }
+    options: Any = {name: value for name, value in given.items() if value is not None}
+    checked: DecodingOptions = options
+    return checked
+
+
+def weights_of(given: Sequence[str] | None) -> dict[str, float] | None:
+    """Weights of repeated `-w TRAIT=NUMBER`; None if there are none."""
+    weights: dict[str, float] = {}
+    for text in given or ():
+        name, equals, number = text.partition("=")
+        name = name.strip()
+        if not equals:
+            raise InputError(f"weight {text!r}: expected TRAIT=NUMBER, such as brevity=0.8")
+        if name in weights:
+            raise InputError(f"weight of {name!r} is given twice")
+        weights[name] = parse_number(number, f"weight of {name!r}")
+    return weights or None
+
+
+def parse_number(text: str, what: str) -> float:
+    """A number; `what` names it in the error."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{what}: expected a number, got {text.strip()!r}") from None
+
+
+def bundle_path(path: Path | None) -> Path:
+    """The bundle that is meant; the default one must exist."""
+    from steer.resources import data_dir
+    from steer.steerer import DEFAULT_BUNDLE
+
+    default = data_dir() / "bundles" / DEFAULT_BUNDLE
+    if path is None and not default.exists():
+        raise SteerError(
+            f"the default bundle {default} does not exist; make it with `steer build`, or name "
+            "another bundle"
+        )
+    return default if path is None else path
+
+
+def load_steerer(
+    model: str | None,
+    bundle: Path | None,
+    *,
+    force: bool,
+    weights: Mapping[str, float] | None = None,
+) -> Steerer:
+    """Load the bundle, then the model: a mistaken weight is told before the slow part."""
+    from steer.bundle import Bundle
+    from steer.steerer import load
+    from steer.weights import normalise_weights
+
+    edits = Bundle.load(bundle_path(bundle))
+    if weights is not None:
+        normalise_weights(weights, edits.traits)
+    with doing("loading the model"):
+        return load(model, edits, force=force)
