@@ -1,4 +1,4 @@
-"""`steer.subspace` against independent oracles: plain loops, other solvers, planted directions."""
+"""Directions, CCS and layer choice against plain loops, other solvers and planted directions."""
 
 import dataclasses
 import inspect
@@ -12,18 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import TruncatedSVD
 
-from steer import subspace
+from steer import ccs
+from steer.ccs import ccs_loss, fit_ccs
+from steer.directions import mean_difference, probe_direction, reliability, svd_directions
 from steer.errors import InputError
-from steer.subspace import (
-    ccs_loss,
-    choose_layers,
-    fit_ccs,
-    fit_subspace,
-    mean_difference,
-    probe_direction,
-    reliability,
-    svd_directions,
-)
+from steer.subspace import choose_layers, fit_subspace
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -220,7 +213,7 @@ def test_ccs_loss_at_landmarks():
 def test_the_gradient_written_by_hand_is_that_of_autograd(seed):
     positive, negative, _ = planted(seed, n=12, d=3, offset=0.0)
     theta = rng(seed).standard_normal((4, 4))  # four restarts: three weights and a bias each
-    got = subspace._gradient(np.concatenate([positive, negative]), theta, 0.3)
+    got = ccs._gradient(np.concatenate([positive, negative]), theta, 0.3)
     for row, gradient in zip(theta, got, strict=True):
         free = torch.tensor(row, requires_grad=True)
         p1 = torch.sigmoid(torch.tensor(positive) @ free[:-1] + free[-1])
@@ -232,8 +225,8 @@ def test_the_gradient_written_by_hand_is_that_of_autograd(seed):
 
 def test_directions_bound_to_a_line_stay_on_it():
     positive, negative, _ = planted(0, n=40, d=5, offset=0.0)
-    along = subspace._unit_rows(rng(0), 4, 5)
-    weights, biases = subspace._minimise(positive, negative, along, 0.02, along=along)
+    along = ccs._unit_rows(rng(0), 4, 5)
+    weights, biases = ccs._minimise(positive, negative, along, 0.02, along=along)
     lengths = np.sum(weights * along, axis=1)
     np.testing.assert_allclose(weights, lengths[:, None] * along, atol=1e-9)
     assert np.all(np.abs(lengths - 1) > 1e-3) and np.all(biases != 0)  # scale and bias were fitted
