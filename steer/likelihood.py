@@ -19,6 +19,7 @@ from steer.chat import render
 from steer.contrast import instructed
 from steer.edits import Edit
 from steer.errors import InputError
+from steer.generation import prompt_tokens
 from steer.hooks import Scope, attach
 from steer.models import LanguageModel
 from steer.traits import Trait
@@ -86,7 +87,7 @@ def log_ratio(
         sequences = []
         for i in kept:
             text = render(language_model.tokenizer, instructed(prompts[i], pole.instructions[0]))
-            sequences.append((response_tokens(language_model, text), tokens[i]))
+            sequences.append((prompt_tokens(language_model, text), tokens[i]))
         values.append(mean_log_likelihood(language_model, sequences, batch_tokens=batch_tokens))
     result = np.zeros(len(responses))
     result[kept] = values[0] - values[1]

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from models import FAMILIES, LAYERS, VOCABULARY, WIDTH, tiny
+from models import FAMILIES, LAYERS, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from steer.chat import render
 from steer.edits import ZERO, Edit, additive, two_step
@@ -18,6 +19,7 @@ from steer.likelihood import (
     mean_log_likelihood,
     response_tokens,
 )
+from steer.models import wrap_model
 from steer.traits import Trait
 
 
@@ -212,3 +214,21 @@ def test_sequences_without_tokens(llama, broken):
         mean_log_likelihood(llama, [SEQUENCES[0], broken])
     with pytest.raises(InputError, match="sequence 1"):
         KLMeter(llama, [SEQUENCES[0], broken])
+
+
+def test_log_ratio_of_a_model_without_a_chat_template():
+    """Its prompts begin as they do in generation, here with a token of their own."""
+    tokenizer = tiny_tokenizer(chat=False)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    model = wrap_model(tiny_model("llama"), tokenizer, name="plain")
+    means = []
+    for instruction in ("Calmly.", "In a panic!"):
+        asked = tokenizer(f"Hi\n\n{instruction}", add_special_tokens=False).input_ids
+        answered = tokenizer("no", add_special_tokens=False).input_ids
+        means.append(plain_mean(model, [1, *asked], answered))
+        assert plain_mean(model, asked, answered) != pytest.approx(means[-1], abs=1e-3)
+    assert log_ratio(model, TRAIT, ["Hi"], ["no"])[0] == pytest.approx(
+        means[0] - means[1], abs=1e-4
+    )
