@@ -5,12 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from models import FAMILIES, LAYERS, VOCABULARY, WIDTH, tiny
 
 from steer.activations import read_activations
 from steer.edits import additive
 from steer.errors import InputError
 from steer.hooks import attach
+from tests.models import FAMILIES, LAYERS, VOCABULARY, WIDTH, tiny
 
 INNER = list(range(LAYERS - 1))  # the last hidden state of transformers is after the final norm
 

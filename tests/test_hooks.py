@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from models import FAMILIES, LAYERS, PAD, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
@@ -29,6 +28,7 @@ from steer.errors import (
 )
 from steer.hooks import attach
 from steer.models import wrap_model
+from tests.models import FAMILIES, LAYERS, PAD, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
 
 ATOL = 1e-4
 NEW = 6

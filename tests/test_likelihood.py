@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from models import FAMILIES, LAYERS, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from steer.chat import render
@@ -21,6 +20,7 @@ from steer.likelihood import (
 )
 from steer.models import wrap_model
 from steer.traits import Trait
+from tests.models import FAMILIES, LAYERS, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
 
 
 def make_sequences(lengths, seed=0):

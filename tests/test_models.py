@@ -6,11 +6,11 @@ import warnings
 import pytest
 import torch
 import transformers
-from models import FAMILIES, LAYERS, PAD, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
 
 import steer.models
 from steer.errors import InputError, ModelError, UnsupportedModelError, UntestedModelWarning
 from steer.models import find_layers, fingerprint, load_model, wrap_model
+from tests.models import FAMILIES, LAYERS, PAD, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
 
 
 def print_of(model):
