@@ -82,7 +82,7 @@ def test_the_penalty_looks_at_the_answer_alone() -> None:
     ids = inputs["input_ids"][0].tolist()
     answer: list[int] = []
     for _ in range(24):
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = language_model.model(torch.tensor([ids + answer])).logits[0, -1]
         for token in set(answer):
             logits[token] = logits[token] / 3 if logits[token] > 0 else logits[token] * 3
