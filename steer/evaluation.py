@@ -26,8 +26,10 @@ from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import Scope, attach
 from steer.likelihood import divergence
 from steer.models import LanguageModel
+from steer.objective import Objective
+from steer.portfolio import Candidate
 from steer.resources import atomic_path
-from steer.rewards import Objective, Reward, score
+from steer.rewards import Reward, score
 from steer.versions import versions
 
 Float64 = NDArray[np.float64]
@@ -35,23 +37,6 @@ Float64 = NDArray[np.float64]
 FORMAT = 1
 # Rows of a batch: larger ones are no faster on a CPU, and a GPU is busy with these.
 BATCH_ROWS = 96
-
-
-@dataclass(frozen=True, order=True)
-class Candidate:
-    """How an edit is mixed: c_i times the edit of trait i, in one family of edits.
-
-    Attributes:
-        family: Which edits are mixed, such as those of one choice of layers.
-        coefficients: c (k,), >= 0; 1 is a trait's default dose.
-    """
-
-    family: str
-    coefficients: tuple[float, ...]
-
-    def is_unsteered(self) -> bool:
-        """Whether nothing is mixed."""
-        return not any(self.coefficients)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,206 +1,157 @@
-"""The few measured edits that are kept, and which of them serves a preference.
+"""The portfolio: the few measured edits that serve every mixture of some traits.
 
-Pruning is a set cover in reward space: at finitely many preferences the kept edits must be nearly
-as good as the best measured one; the certificate then finds the worst preference of the whole
-simplex, which joins the others, until nothing is worse than what was asked for.
+Beside the edits it holds what they were chosen from, every candidate with its rewards and its
+divergence, so that a request can be routed and its worst case told without the model.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from steer.certificate import Measured, Worst, worst_delta, worst_epsilon
-from steer.cover import Method, greedy_cover, set_cover, uniform_weights
-from steer.errors import CertificateError, InputError
+from steer.certificate import Certificate, Measured
+from steer.edits import ZERO, Edit
+from steer.errors import InputError
+from steer.objective import Objective
+from steer.route import route
+from steer.weights import normalise_weights
 
 Float64 = NDArray[np.float64]
-Criterion = Literal["delta", "epsilon"]
-
-# What the certificate may find beyond what was asked, from rounding.
-_SLACK = 1e-7
 
 
-def route(measured: Measured, kept: tuple[int, ...], weights: ArrayLike) -> NDArray[np.int64]:
-    """The kept edit that serves each preference best.
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """How an edit is mixed: c_i times the edit of trait i, in one family of edits.
 
-    Args:
-        measured: Every measured edit.
-        kept: Indices of the edits kept; the unsteered model is one whether it is named or not.
-        weights: Preferences (m, d), scaled to sum to one.
-
-    Returns:
-        Indices into the measured edits (m,). Ties go to the edit that is named first, and to the
-        unsteered model before all.
+    Attributes:
+        family: Which edits are mixed, such as those of one choice of layers.
+        coefficients: c (k,), >= 0; 1 is a trait's default dose.
     """
-    order = np.array((0, *(index for index in kept if index != 0)))
-    values = np.asarray(weights, np.float64) @ measured.rewards[order].T
-    values -= measured.regulariser[order]
-    return np.asarray(order[values.argmax(1)])
+
+    family: str
+    coefficients: tuple[float, ...]
+
+    def is_unsteered(self) -> bool:
+        """Whether nothing is mixed."""
+        return not any(self.coefficients)
 
 
-def prune(
-    measured: Measured,
-    *,
-    epsilon: float = 0.0,
-    delta: float,
-    method: Method = "exact",
-    time_limit: float = 60.0,
-) -> tuple[int, ...]:
-    """The fewest edits that lose at most (epsilon, delta) anywhere on the simplex.
+@dataclass(frozen=True)
+class Entry:
+    """How a request is served.
 
-    Args:
-        measured: Every measured edit.
-        epsilon: Relative loss allowed.
-        delta: Absolute loss allowed.
-        method: "exact" minimum set covers, or "greedy" ones.
-        time_limit: Seconds.
-
-    Returns:
-        Indices without the unsteered model, which is always kept and costs nothing.
-
-    Raises:
-        InputError: If an argument is out of range.
-        CertificateError: If time ran out.
+    Attributes:
+        number: Place in the portfolio, from 1; 0 is the unsteered model.
+        candidate: How its edit is mixed.
+        weights: The request's weights, scaled to sum to one, by trait.
+        rewards: Its mean rewards on develop prompts, by trait.
+        kl: Its divergence from the unedited model, nats per token.
+        value: J of the entry at these weights.
+        regret: How much better the best measured edit would be at these weights.
     """
-    if not (0 <= epsilon <= 1 and 0 <= delta < math.inf):
-        raise InputError(f"expected 0 <= epsilon <= 1 and delta >= 0, got ({epsilon}, {delta})")
-    if method not in get_args(Method):
-        raise InputError(f"unknown method {method!r}; expected 'exact' or 'greedy'")
-    deadline = time.monotonic() + time_limit
-    points = _first_points(measured)
-    while time.monotonic() < deadline:
-        value = measured.value(points)
-        best = value.max(1, keepdims=True)
-        kept = _fewest(value >= (1 - epsilon) * best - delta - _SLACK / 2, method, deadline)
-        if kept is None:
-            break
-        worst = worst_delta(measured, (0, *kept), epsilon)
-        if worst.loss <= delta + _SLACK:
-            return kept
-        points = np.concatenate([points, worst.weights[None]])
-    raise CertificateError("time ran out before a portfolio was certified; allow more")
+
+    number: int
+    candidate: Candidate
+    weights: Mapping[str, float]
+    rewards: Mapping[str, float]
+    kl: float
+    value: float
+    regret: float
+
+    def __str__(self) -> str:
+        served = "the unsteered model" if self.number == 0 else f"entry {self.number}"
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in self.rewards.items())
+        return (
+            f"{served}: rewards {shown}; {self.kl:.3f} nats per token from the unsteered model; "
+            f"J = {self.value:.3f}, at most {self.regret:.4f} below the best measured edit"
+        )
 
 
-def prune_to_size(
-    measured: Measured,
-    size: int,
-    *,
-    criterion: Criterion = "epsilon",
-    time_limit: float = 60.0,
-) -> tuple[int, ...]:
-    """The edits, at most `size` of them, whose worst case over the simplex is the least.
+@dataclass(frozen=True, eq=False)
+class Portfolio:
+    """The kept edits, what they were chosen from, and how far they can fall short.
 
-    Args:
-        measured: Every measured edit.
-        size: Number of edits kept beside the unsteered model.
-        criterion: What is made small: delta at epsilon = 0, or epsilon at delta = 0. As rewards
-            are at most 1, the latter bounds the former.
-        time_limit: Seconds; when they run out, the best set found so far is returned.
-
-    Raises:
-        InputError: If an argument is out of range.
-        CertificateError: If time ran out before there was one.
+    Attributes:
+        traits: Whose weights are routed, d of them, in the order of the columns.
+        rewards: What is rewarded, a name a trait.
+        objective: J.
+        candidates: Every measured edit, n of them; the first is the unsteered model.
+        mean_rewards: (n, d) on develop prompts.
+        kl: (n,) nats per token.
+        kept: Which candidates are kept, K of them; the unsteered model is not counted.
+        edits: The K edits.
+        certificate: The worst case over all mixtures, relative to the candidates.
     """
-    if size < 1:
-        raise InputError(f"size: expected at least 1, got {size}")
-    if criterion not in get_args(Criterion):
-        raise InputError(f"unknown criterion {criterion!r}; expected 'delta' or 'epsilon'")
-    deadline = time.monotonic() + time_limit
-    points = _first_points(measured)
-    best: tuple[float, tuple[int, ...]] | None = None
-    while time.monotonic() < deadline:
-        threshold, kept = _best_of_size(_losses(measured, points, criterion), size, deadline)
-        if kept is None:
-            break
-        worst = _worst(measured, kept, criterion)
-        if best is None or worst.loss < best[0]:
-            best = (worst.loss, kept)
-        # No set of this size does better on the points, so none does on the simplex.
-        if best[0] <= threshold + _SLACK:
-            break
-        points = np.concatenate([points, worst.weights[None]])
-    if best is None:
-        raise CertificateError("time ran out before a portfolio was found; allow more")
-    return best[1]
 
+    traits: tuple[str, ...]
+    rewards: tuple[str, ...]
+    objective: Objective
+    candidates: tuple[Candidate, ...]
+    mean_rewards: Float64
+    kl: Float64
+    kept: tuple[int, ...]
+    edits: tuple[Edit, ...]
+    certificate: Certificate
 
-def _first_points(measured: Measured) -> Float64:
-    """Preferences to begin with: corners, edges, and some within."""
-    return uniform_weights(measured.rewards.shape[1], 20)
+    def __post_init__(self) -> None:
+        d, n = len(self.traits), len(self.candidates)
+        if d < 2 or len(set(self.traits)) != d or len(self.rewards) != d:
+            raise InputError(
+                f"portfolio: expected two or more different traits with a reward each, got "
+                f"{self.traits} and {self.rewards}"
+            )
+        if self.mean_rewards.shape != (n, d) or self.kl.shape != (n,):
+            raise InputError(
+                f"portfolio: expected rewards ({n}, {d}) and divergences ({n},), got "
+                f"{self.mean_rewards.shape} and {self.kl.shape}"
+            )
+        if not n or not self.candidates[0].is_unsteered() or self.kl[0] != 0:
+            raise InputError("portfolio: the first candidate must be the unsteered model")
+        if len(set(self.kept)) != len(self.kept) or not all(0 < i < n for i in self.kept):
+            raise InputError(f"portfolio: kept must be different numbers in 1..{n - 1}")
+        if len(self.edits) != len(self.kept):
+            raise InputError(
+                f"portfolio: got {len(self.edits)} edits for {len(self.kept)} kept candidates"
+            )
+        for array in (self.mean_rewards, self.kl):
+            array.setflags(write=False)
 
+    @cached_property
+    def measured(self) -> Measured:
+        """Rewards and regulariser of all candidates."""
+        return Measured(self.mean_rewards, self.objective.regulariser(self.kl))
 
-def _losses(measured: Measured, points: Float64, criterion: Criterion) -> Float64:
-    """What each edit loses against the best measured one at each preference (m, n)."""
-    value = measured.value(points)
-    best = value.max(1, keepdims=True)
-    lost = best - value
-    if criterion == "delta":
-        return np.asarray(lost)
-    # Where even the best is worth nothing, nothing is lost: the unsteered model's J is >= 0.
-    return np.asarray(np.where(best > 0, lost / np.maximum(best, 1e-12), 0.0))
+    def serves(self, weights: Mapping[str, float]) -> bool:
+        """Whether all traits that are asked for are routed."""
+        return all(name in self.traits for name, weight in weights.items() if weight)
 
+    def entry(self, weights: Mapping[str, float]) -> Entry:
+        """What serves a request, and how good that is.
 
-def _worst(measured: Measured, kept: tuple[int, ...], criterion: Criterion) -> Worst:
-    if criterion == "delta":
-        return worst_delta(measured, (0, *kept), 0.0)
-    return worst_epsilon(measured, (0, *kept))
+        Args:
+            weights: Trait names with numbers >= 0, scaled to sum to one here.
 
+        Raises:
+            WeightsError: If a trait is not routed or a number is not usable.
+        """
+        shares = normalise_weights(weights, self.traits)
+        w = np.array([shares.get(name, 0.0) for name in self.traits])
+        chosen = int(route(self.measured, self.kept, w[None])[0])
+        values = self.measured.value(w)
+        return Entry(
+            number=0 if chosen == 0 else self.kept.index(chosen) + 1,
+            candidate=self.candidates[chosen],
+            weights=shares,
+            rewards=dict(zip(self.traits, self.mean_rewards[chosen].tolist(), strict=True)),
+            kl=float(self.kl[chosen]),
+            value=float(values[chosen]),
+            regret=float(values.max() - values[chosen]),
+        )
 
-def _best_of_size(
-    losses: Float64, size: int, deadline: float
-) -> tuple[float, tuple[int, ...] | None]:
-    """The least threshold at which `size` edits serve every point, and those edits."""
-    # Beside the unsteered model no loss above its own occurs.
-    thresholds = np.unique(np.append(losses[losses <= losses[:, 0].max()], losses[:, 0].max()))
-    found: tuple[float, tuple[int, ...] | None] = (math.inf, None)
-    low, high = 0, len(thresholds) - 1
-    while low <= high and time.monotonic() < deadline:
-        middle = (low + high) // 2
-        kept = _fewest(losses <= thresholds[middle] + 1e-12, "exact", deadline)
-        if kept is None:
-            return math.inf, None
-        if len(kept) <= size:
-            found = (float(thresholds[middle]), kept)
-            high = middle - 1
-        else:
-            low = middle + 1
-    return found if low > high else (math.inf, None)
-
-
-def _fewest(serves: NDArray[np.bool_], method: Method, deadline: float) -> tuple[int, ...] | None:
-    """The fewest edits that serve all points together with the unsteered model, column 0.
-
-    None if time ran out.
-    """
-    left = serves[~serves[:, 0], 1:]
-    if not len(left):
-        return ()
-    if method == "greedy":
-        return tuple((greedy_cover(left) + 1).tolist())
-    chosen, _ = set_cover(left, max(deadline - time.monotonic(), 0.01))
-    return None if chosen is None else tuple((chosen + 1).tolist())
-
-
-def usage(measured: Measured, kept: tuple[int, ...], weights: ArrayLike) -> tuple[Float64, float]:
-    """Share of preferences that each kept edit serves, and the perplexity of those shares.
-
-    Args:
-        measured: Every measured edit.
-        kept: Indices without the unsteered model, whose share is not counted.
-        weights: Preferences (m, d).
-
-    Returns:
-        Shares (K,) of all preferences, and exp of their entropy once scaled to sum to one: K when
-        all are used evenly, 0 when none is used.
-    """
-    served = route(measured, kept, weights)
-    shares = np.array([float((served == index).mean()) for index in kept])
-    if not shares.sum():
-        return shares, 0.0
-    scaled = shares[shares > 0] / shares.sum()
-    return shares, float(np.exp(-(scaled * np.log(scaled)).sum()))
+    def edit(self, number: int) -> Edit:
+        """The edit of an entry; 0 is the unsteered model's, which does nothing."""
+        return ZERO if number == 0 else self.edits[number - 1]

@@ -22,8 +22,9 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from steer.certificate import Measured
 from steer.errors import CertificateError, InputError
-from steer.evaluation import Candidate, Evaluation, Evaluator, measured
-from steer.rewards import Objective
+from steer.evaluation import Evaluation, Evaluator, measured
+from steer.objective import Objective
+from steer.portfolio import Candidate
 
 Float64 = NDArray[np.float64]
 

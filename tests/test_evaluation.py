@@ -12,12 +12,14 @@ import pytest
 from steer.chat import render
 from steer.edits import compose
 from steer.errors import DataError, InputError
-from steer.evaluation import Candidate, Evaluator, measured
+from steer.evaluation import Evaluator, measured
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import attach
 from steer.likelihood import KLMeter
 from steer.models import LanguageModel
-from steer.rewards import Objective, TextReward, length_reward, sentiment_reward
+from steer.objective import Objective
+from steer.portfolio import Candidate
+from steer.rewards import TextReward, length_reward, sentiment_reward
 from tests.models import tiny
 from tests.test_generation import an_edit
 

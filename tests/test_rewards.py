@@ -16,11 +16,11 @@ from steer.contrast import Answer, Pair, PairSet
 from steer.errors import InputError, ModelError
 from steer.likelihood import log_ratio
 from steer.measures import TRAIT_MEASURES
+from steer.objective import Objective
 from steer.rewards import (
     ClassifierReward,
     FunctionReward,
     LogRatioReward,
-    Objective,
     Range,
     RelevanceReward,
     TextReward,

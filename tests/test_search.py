@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from steer.certificate import Measured
 from steer.cover import Closeness, minimal_cover, random_weights
 from steer.errors import InputError
-from steer.evaluation import Candidate, Evaluation
-from steer.rewards import Objective, length_reward
+from steer.evaluation import Evaluation
+from steer.objective import Objective
+from steer.portfolio import Candidate
+from steer.rewards import length_reward
 from steer.search import Effort, search, upper_bound
 
 OBJECTIVE = Objective(penalty=0.1, kl_unit=0.5, f_max=0.4)

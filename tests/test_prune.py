@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from steer.certificate import Measured, certify, worst_delta, worst_epsilon
 from steer.cover import uniform_weights
 from steer.errors import CertificateError, InputError
-from steer.portfolio import prune, prune_to_size, route, usage
+from steer.prune import prune, prune_to_size
+from steer.route import route, usage
 
 seeds = st.integers(0, 2**32)
 
