@@ -10,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import numbers
 import stat
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +30,21 @@ from steer.errors import (
     FingerprintError,
     InputError,
 )
+from steer.fields import (
+    by_layer,
+    check_json,
+    check_layer,
+    check_mapping,
+    check_number,
+    check_object,
+    check_scalar,
+    check_text,
+    check_whole,
+    exact_keys,
+)
 from steer.models import Fingerprint
+from steer.portfolio import Portfolio
+from steer.portfolio_json import from_json, to_json
 from steer.resources import atomic_path
 
 SCHEMA = 1
@@ -53,9 +65,6 @@ _KINDS = (
     (b"\x80", "a pickle, which is never loaded"),
     (b"{", "JSON text"),
 )
-
-_T = TypeVar("_T")
-_V = TypeVar("_V")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +99,7 @@ class TraitEntry:
 
     def __post_init__(self) -> None:
         """Validate."""
-        name = _text(self.name, "trait field 'name'")
+        name = check_text(self.name, "trait field 'name'")
         # "/" separates the parts of a tensor's name.
         if not name.strip() or "/" in name or not name.isprintable():
             raise InputError(
@@ -98,21 +107,25 @@ class TraitEntry:
             )
         where = f"trait {name!r}, field "
         for key in ("description", "positive", "negative", "method"):
-            _text(getattr(self, key), f"{where}{key!r}")
+            check_text(getattr(self, key), f"{where}{key!r}")
         for key in ("dose", "reliability"):
-            object.__setattr__(self, key, _number(getattr(self, key), f"{where}{key!r}"))
+            object.__setattr__(self, key, check_number(getattr(self, key), f"{where}{key!r}"))
         if self.dose < 0:
             raise InputError(f"{where}'dose': expected nats per token >= 0, got {self.dose}")
         _check_edit(self.edit, f"{where}'edit'")
         for key in ("ccs_loss", "direction_norm"):
-            by_layer = _mapping(getattr(self, key), _layer_index, _number, f"{where}{key!r}")
-            object.__setattr__(self, key, by_layer)
+            figures = check_mapping(
+                getattr(self, key), check_layer, check_number, f"{where}{key!r}"
+            )
+            object.__setattr__(self, key, figures)
         if self.ccs_loss.keys() != self.direction_norm.keys():
             raise InputError(
                 f"{where}'direction_norm': expected the layers of 'ccs_loss', "
                 f"{list(self.ccs_loss)}, got {list(self.direction_norm)}"
             )
-        statistics = _mapping(self.statistics, _text, _scalar, f"{where}'statistics'")
+        statistics = check_mapping(
+            self.statistics, check_text, check_scalar, f"{where}'statistics'"
+        )
         object.__setattr__(self, "statistics", statistics)
 
 
@@ -129,6 +142,8 @@ class Bundle:
         traits: By name.
         settings: How it was built: seed, prompts, sampling and the like, as JSON values.
         versions: Versions of the libraries it was built with.
+        portfolio: The few measured edits that serve every mixture of some of the traits; None if
+            mixtures are only composed.
     """
 
     model: str
@@ -137,10 +152,11 @@ class Bundle:
     traits: Mapping[str, TraitEntry]
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
+    portfolio: Portfolio | None = None
 
     def __post_init__(self) -> None:
         """Validate."""
-        _text(self.model, "bundle field 'model'")
+        check_text(self.model, "bundle field 'model'")
         _check_fingerprint(self.fingerprint)
         if self.scope not in ("response", "all"):
             raise InputError(
@@ -148,15 +164,17 @@ class Bundle:
             )
         for key, convert in (
             ("traits", _trait_entry),
-            ("settings", _json_value),
-            ("versions", _text),
+            ("settings", check_json),
+            ("versions", check_text),
         ):
-            checked: Mapping[str, Any] = _mapping(
-                getattr(self, key), _text, convert, f"bundle field {key!r}"
+            checked: Mapping[str, Any] = check_mapping(
+                getattr(self, key), check_text, convert, f"bundle field {key!r}"
             )
             object.__setattr__(self, key, checked)
         for name, entry in self.traits.items():
             self._check_fits(name, entry)
+        if self.portfolio is not None:
+            self._check_portfolio(self.portfolio)
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all; the same bundle gives the same bytes.
@@ -193,8 +211,9 @@ class Bundle:
             "fingerprint": self.fingerprint.to_dict(),
             "scope": self.scope,
             "traits": {name: _summary(entry) for name, entry in self.traits.items()},
-            "settings": _json_value(self.settings, "bundle field 'settings'"),
+            "settings": check_json(self.settings, "bundle field 'settings'"),
             "versions": dict(self.versions),
+            "portfolio": None if self.portfolio is None else to_json(self.portfolio),
             "size": len(self._to_bytes()),
         }
 
@@ -249,18 +268,43 @@ class Bundle:
                     f"trait {name!r}, field {key!r}: expected layers below {model.layers}, "
                     f"the model's count, got {beyond}"
                 )
-        for index, layer in entry.edit.layers.items():
-            if layer.width != model.width:
+        self._check_width(entry.edit, f"trait {name!r}, field 'edit'")
+
+    def _check_portfolio(self, portfolio: object) -> None:
+        """Check that a portfolio is of this bundle's traits and fits the fingerprint's model."""
+        where = "bundle field 'portfolio'"
+        if not isinstance(portfolio, Portfolio):
+            raise InputError(f"{where}: expected a Portfolio, got {portfolio!r:.80}")
+        if unknown := [name for name in portfolio.traits if name not in self.traits]:
+            raise InputError(f"{where}: {unknown[0]!r} is not a trait of the bundle")
+        for number, edit in enumerate(portfolio.edits, start=1):
+            _check_edit(edit, f"{where}, entry {number}")
+            if beyond := [index for index in edit.layers if index >= self.fingerprint.layers]:
                 raise InputError(
-                    f"trait {name!r}, field 'edit': expected the model's width {model.width}, "
+                    f"{where}, entry {number}: expected layers below {self.fingerprint.layers}, "
+                    f"the model's count, got {beyond}"
+                )
+            self._check_width(edit, f"{where}, entry {number}")
+
+    def _check_width(self, edit: Edit, where: str) -> None:
+        for index, layer in edit.layers.items():
+            if layer.width != self.fingerprint.width:
+                raise InputError(
+                    f"{where}: expected the model's width {self.fingerprint.width}, "
                     f"got {layer.width} at layer {index}"
                 )
 
+    def _edits(self) -> dict[str, Edit]:
+        """Every edit by what its tensors' names begin with; no trait's name has a "/"."""
+        edits = {name: entry.edit for name, entry in self.traits.items()}
+        kept = self.portfolio.edits if self.portfolio is not None else ()
+        return edits | {_entry_name(i): edit for i, edit in enumerate(kept, start=1)}
+
     def _to_bytes(self) -> bytes:
         tensors = {
-            _tensor_name(name, index, part): np.ascontiguousarray(array)
-            for name, entry in self.traits.items()
-            for index, layer in entry.edit.layers.items()
+            _tensor_name(owner, index, part): np.ascontiguousarray(array)
+            for owner, edit in self._edits().items()
+            for index, layer in edit.layers.items()
             for part, array in _parts(layer).items()
         }
         document = {
@@ -271,6 +315,7 @@ class Bundle:
             "traits": {name: _to_json(entry) for name, entry in self.traits.items()},
             "settings": dict(self.settings),
             "versions": dict(self.versions),
+            "portfolio": None if self.portfolio is None else _portfolio_to_json(self.portfolio),
             "tensors_sha256": _tensors_digest(tensors),
         }
         document["sha256"] = _digest(document)
@@ -280,8 +325,13 @@ class Bundle:
 # --- Writing -------------------------------------------------------------------------------------
 
 
-def _tensor_name(trait: str, layer: int, part: str) -> str:
-    return f"{trait}/layer.{layer:02d}/{part}"
+def _tensor_name(owner: str, layer: int, part: str) -> str:
+    return f"{owner}/layer.{layer:02d}/{part}"
+
+
+def _entry_name(number: int) -> str:
+    """What the tensors of a portfolio's entry begin with, from 1."""
+    return f"portfolio/entry.{number:02d}"
 
 
 def _parts(layer: LayerEdit) -> dict[str, NDArray[Any]]:
@@ -318,6 +368,13 @@ def _to_json(entry: TraitEntry) -> dict[str, Any]:
         **_layer_figures(entry),
         "statistics": dict(entry.statistics),
     }
+
+
+def _portfolio_to_json(portfolio: Portfolio) -> dict[str, Any]:
+    ranks = [
+        {str(index): layer.rank for index, layer in edit.layers.items()} for edit in portfolio.edits
+    ]
+    return to_json(portfolio) | {"ranks": ranks}
 
 
 def _summary(entry: TraitEntry) -> dict[str, Any]:
@@ -390,7 +447,7 @@ def _parse(data: bytes, source: str) -> Bundle:
         header = _header(data)
         document = _document(header)
         # Before anything else is looked at: a newer layout may differ in all of it.
-        schema = _whole(_get(document, "schema"), "field 'schema'")
+        schema = check_whole(_get(document, "schema"), "field 'schema'")
         if schema > SCHEMA:
             raise BundleVersionError(
                 f"{source}: written with schema {schema}, this version of steer reads up to "
@@ -463,6 +520,7 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
     expected = {
         "fingerprint",
         "model",
+        "portfolio",
         "schema",
         "scope",
         "settings",
@@ -471,20 +529,22 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         "traits",
         "versions",
     }
-    _exact_keys(document, expected, "metadata")
-    identity = _object(document["fingerprint"], "field 'fingerprint'")
-    _exact_keys(identity, {field.name for field in fields(Fingerprint)}, "field 'fingerprint'")
+    exact_keys(document, expected, "metadata")
+    identity = check_object(document["fingerprint"], "field 'fingerprint'")
+    exact_keys(identity, {field.name for field in fields(Fingerprint)}, "field 'fingerprint'")
     fingerprint = Fingerprint(**identity)
     _check_fingerprint(fingerprint)
 
     entries = {
-        name: _object(value, f"trait {name!r}")
-        for name, value in _object(document["traits"], "field 'traits'").items()
+        name: check_object(value, f"trait {name!r}")
+        for name, value in check_object(document["traits"], "field 'traits'").items()
     }
     ranks = {}
     for name, entry in entries.items():
-        _exact_keys(entry, _ENTRY_KEYS, f"trait {name!r}")
-        ranks[name] = _by_layer(entry["ranks"], _whole, f"trait {name!r}, field 'ranks'")
+        exact_keys(entry, _ENTRY_KEYS, f"trait {name!r}")
+        ranks[name] = by_layer(entry["ranks"], check_whole, f"trait {name!r}, field 'ranks'")
+    portfolio, portfolio_ranks = _portfolio_fields(document["portfolio"])
+    ranks |= portfolio_ranks
     tensors = _tensors(ranks, fingerprint.width, header, data)
     if document["tensors_sha256"] != _tensors_digest(tensors):
         raise InputError("damaged: the tensors do not match their SHA-256")
@@ -494,11 +554,9 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         where = f"trait {name!r}, field "
         values = {key: value for key, value in entry.items() if key != "ranks"}
         for key in ("ccs_loss", "direction_norm"):
-            values[key] = _by_layer(values[key], _number, f"{where}{key!r}")
-        layers = {
-            index: _layer_edit(tensors, name, index, rank) for index, rank in ranks[name].items()
-        }
-        traits[name] = TraitEntry(name=name, edit=Edit(layers), **values)
+            values[key] = by_layer(values[key], check_number, f"{where}{key!r}")
+        traits[name] = TraitEntry(name=name, edit=_edit(tensors, name, ranks[name]), **values)
+    kept = [_edit(tensors, owner, layers) for owner, layers in portfolio_ranks.items()]
     return Bundle(
         document["model"],
         fingerprint,
@@ -506,7 +564,28 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         traits,
         document["settings"],
         document["versions"],
+        None if portfolio is None else from_json(portfolio, kept),
     )
+
+
+def _portfolio_fields(value: object) -> tuple[dict[str, Any] | None, dict[str, dict[int, int]]]:
+    """A portfolio's fields without the ranks, and the ranks of its entries by their owners."""
+    if value is None:
+        return None, {}
+    where = "field 'portfolio'"
+    fields = check_object(value, where)
+    ranks = fields.get("ranks")
+    if not isinstance(ranks, list):
+        raise InputError(f"{where}, 'ranks': expected a list, got {ranks!r:.80}")
+    owners = {
+        _entry_name(number): by_layer(layers, check_whole, f"{where}, 'ranks'")
+        for number, layers in enumerate(ranks, start=1)
+    }
+    return {key: item for key, item in fields.items() if key != "ranks"}, owners
+
+
+def _edit(tensors: Mapping[str, NDArray[Any]], owner: str, ranks: Mapping[int, int]) -> Edit:
+    return Edit({index: _layer_edit(tensors, owner, index, k) for index, k in ranks.items()})
 
 
 _ENTRY_KEYS = {field.name for field in fields(TraitEntry)} - {"name", "edit"} | {"ranks"}
@@ -527,11 +606,11 @@ def _tensors(
         for index, rank in layers.items()
         for part, layout in _layouts(width, rank).items()
     }
-    _exact_keys({key: None for key in header if key != "__metadata__"}, set(layouts), "tensors")
+    exact_keys({key: None for key in header if key != "__metadata__"}, set(layouts), "tensors")
     for name, (dtype, shape) in layouts.items():
         where = f"tensor {name!r}"
-        entry = _object(header[name], where)
-        _exact_keys(entry, {"dtype", "shape", "data_offsets"}, where)
+        entry = check_object(header[name], where)
+        exact_keys(entry, {"dtype", "shape", "data_offsets"}, where)
         if (entry["dtype"], entry["shape"]) != (dtype, list(shape)):
             raise InputError(
                 f"{where}: expected {dtype} {list(shape)}, got {entry['dtype']!r} "
@@ -540,7 +619,7 @@ def _tensors(
         offsets = entry["data_offsets"]
         if not isinstance(offsets, list) or len(offsets) != 2:
             raise InputError(f"{where}: expected two data offsets, got {offsets!r}")
-        first, last = (_whole(offset, f"{where}, data offset") for offset in offsets)
+        first, last = (check_whole(offset, f"{where}, data offset") for offset in offsets)
         if last - first != math.prod(shape) * (4 if dtype == "F32" else 1):
             raise InputError(f"{where}: data offsets {offsets} do not fit its shape")
         end = max(end, start + last)
@@ -551,26 +630,15 @@ def _tensors(
 
 
 def _layer_edit(
-    tensors: Mapping[str, NDArray[Any]], trait: str, index: int, rank: int
+    tensors: Mapping[str, NDArray[Any]], owner: str, index: int, rank: int
 ) -> LayerEdit:
-    e = tensors[_tensor_name(trait, index, "e")]
+    e = tensors[_tensor_name(owner, index, "e")]
     if rank == 0:
         return additive({index: e}).layers[index]
-    v, u, c, relu = (tensors[_tensor_name(trait, index, part)] for part in ("v", "u", "c", "relu"))
+    v, u, c, relu = (tensors[_tensor_name(owner, index, part)] for part in ("v", "u", "c", "relu"))
     if relu.max() > 1:
-        raise InputError(f"tensor {_tensor_name(trait, index, 'relu')!r}: expected 0 and 1 only")
+        raise InputError(f"tensor {_tensor_name(owner, index, 'relu')!r}: expected 0 and 1 only")
     return LayerEdit(e, v, u, c, relu.astype(bool))
-
-
-def _by_layer(value: object, convert: Callable[[object, str], _V], where: str) -> dict[int, _V]:
-    """A JSON object with layer indices for keys."""
-    result = {}
-    for key, item in _object(value, where).items():
-        # One spelling only: "08" beside "8" would be the same layer twice.
-        if not (key.isascii() and key.isdigit()) or len(key) > 9 or str(int(key)) != key:
-            raise InputError(f"{where}: expected a layer index, got {key!r}")
-        result[int(key)] = convert(item, f"{where}[{key}]")
-    return result
 
 
 def _get(document: Mapping[str, Any], key: str) -> Any:
@@ -579,95 +647,7 @@ def _get(document: Mapping[str, Any], key: str) -> Any:
     return document[key]
 
 
-def _exact_keys(value: Mapping[str, Any], expected: set[str], where: str) -> None:
-    if missing := expected - value.keys():
-        raise InputError(f"{where}: {min(missing)!r} is missing")
-    if unknown := value.keys() - expected:
-        raise InputError(f"{where}: {min(unknown)!r} is unknown")
-
-
 # --- Validation, of arguments and of file contents alike -----------------------------------------
-
-
-def _object(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected an object, got {value!r:.80}")
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{where}: expected text, got {value!r:.80}")
-    # JSON would join two lone surrogates into one character.
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InputError(f"{where}: expected valid Unicode, got {value!r:.80}")
-    return value
-
-
-def _number(value: object, where: str) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise InputError(f"{where}: expected a number, got {value!r:.80}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise InputError(f"{where}: expected a finite number, got {value!r:.80}")
-    return number
-
-
-def _whole(value: object, where: str) -> int:
-    """A count: 0 or more, of a size that every reader of JSON can hold."""
-    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    number = int(cast("int", value)) if integral else -1
-    if not 0 <= number < 1 << 53:
-        raise InputError(f"{where}: expected a whole number >= 0, got {value!r:.80}")
-    return number
-
-
-def _layer_index(value: object, where: str) -> int:
-    return _whole(value, f"{where}, layer")
-
-
-def _scalar(value: object, where: str) -> float | int | str:
-    if isinstance(value, str):
-        return _text(value, where)
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, numbers.Integral):
-        if abs(int(value)) >= 1 << 64:
-            raise InputError(f"{where}: expected an integer of at most 64 bits")
-        return int(value)
-    return _number(value, where)
-
-
-def _json_value(value: object, where: str) -> Any:
-    """A deep copy in plain JSON types."""
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        return {
-            _text(key, where): _json_value(item, f"{where}[{key!r}]")
-            for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))
-        }
-    if isinstance(value, list | tuple):
-        return [_json_value(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    return _scalar(value, where)
-
-
-def _mapping(
-    value: object,
-    convert_key: Callable[[object, str], _T],
-    convert: Callable[[object, str], _V],
-    where: str,
-) -> Mapping[_T, _V]:
-    """A read-only copy with validated keys and values, in the order of the keys."""
-    if not isinstance(value, Mapping):
-        raise InputError(f"{where}: expected a mapping, got {value!r:.80}")
-    pairs = {
-        convert_key(key, where): convert(item, f"{where}[{key!r}]") for key, item in value.items()
-    }
-    return MappingProxyType({key: pairs[key] for key in sorted(cast("Any", pairs))})
 
 
 def _trait_entry(value: object, where: str) -> TraitEntry:
@@ -680,7 +660,7 @@ def _check_edit(edit: object, where: str) -> None:
     if not isinstance(edit, Edit):
         raise InputError(f"{where}: expected an Edit, got {edit!r:.80}")
     for index, layer in edit.layers.items():
-        _whole(index, f"{where}, layer")
+        check_whole(index, f"{where}, layer")
         floats = {part.dtype for part in (layer.e, layer.v, layer.u, layer.c)}
         # Another type would be rounded by the file: what is loaded would not be what was saved.
         if floats != {np.dtype(np.float32)} or layer.relu.dtype != np.bool_:
@@ -695,7 +675,7 @@ def _check_fingerprint(fingerprint: object) -> None:
     if not isinstance(fingerprint, Fingerprint):
         raise InputError(f"{where}: expected a Fingerprint, got {fingerprint!r:.80}")
     for key in ("architecture", "weights"):
-        _text(getattr(fingerprint, key), f"{where}, {key!r}")
+        check_text(getattr(fingerprint, key), f"{where}, {key!r}")
     for key in ("layers", "width", "vocabulary"):
-        if _whole(getattr(fingerprint, key), f"{where}, {key!r}") == 0:
+        if check_whole(getattr(fingerprint, key), f"{where}, {key!r}") == 0:
             raise InputError(f"{where}, {key!r}: expected 1 or more, got 0")

@@ -117,8 +117,14 @@ class Portfolio:
             raise InputError(
                 f"portfolio: got {len(self.edits)} edits for {len(self.kept)} kept candidates"
             )
+        if len({len(candidate.coefficients) for candidate in self.candidates}) > 1:
+            raise InputError("portfolio: candidates differ in their number of coefficients")
+        worst = (self.certificate.delta, self.certificate.epsilon)
+        if any(one.weights.shape != (d,) or not 0 <= one.edit < n for one in worst):
+            raise InputError("portfolio: the certificate is of other traits or candidates")
         for array in (self.mean_rewards, self.kl):
             array.setflags(write=False)
+        _ = self.measured  # checks the numbers
 
     @cached_property
     def measured(self) -> Measured:

@@ -16,6 +16,7 @@ from safetensors.numpy import load as st_load
 from safetensors.numpy import save as st_save
 
 from steer.bundle import SCHEMA, Bundle, TraitEntry
+from steer.certificate import Measured, certify
 from steer.edits import ZERO, Edit, LayerEdit, additive, two_step
 from steer.errors import (
     BundleError,
@@ -25,6 +26,8 @@ from steer.errors import (
     InputError,
 )
 from steer.models import Fingerprint
+from steer.objective import Objective
+from steer.portfolio import Candidate, Portfolio
 
 WIDTH = 6
 FINGERPRINT = Fingerprint("TinyForCausalLM", 4, WIDTH, 50, "ab" * 32)
@@ -55,6 +58,30 @@ def _entry(name, edit, **changes):
     return TraitEntry(**{**fields, **changes})
 
 
+def _portfolio(**changes):
+    rewards = np.array([[0.2, 0.3], [0.9, 0.1], [0.1, 0.8], [0.4, 0.5]])
+    objective = Objective(0.1, 0.5, 0.3)
+    kl = np.array([0.0, 0.25, 0.125, 3.0])
+    kept = (2, 1)
+    fields = {
+        "traits": ("warmth", "brevity"),
+        "rewards": ("warm words", "length ü"),
+        "objective": objective,
+        "candidates": (
+            Candidate("deep", (0.0, 0.0)),
+            Candidate("deep", (1.0, 0.0)),
+            Candidate("early", (0.0, 0.7)),
+            Candidate("early", (0.5, 0.5)),
+        ),
+        "mean_rewards": rewards,
+        "kl": kl,
+        "kept": kept,
+        "edits": (additive(_vectors(5, (3,))), two_step(_vectors(6), _vectors(7))),
+        "certificate": certify(Measured(rewards, objective.regulariser(kl)), kept, points=3),
+    }
+    return Portfolio(**{**fields, **changes})
+
+
 def _bundle(**changes):
     relu = two_step(_vectors(1), _vectors(2), alpha=0.5, sign_safe=True)
     fields = {
@@ -67,6 +94,7 @@ def _bundle(**changes):
         },
         "settings": {"seed": 7, "prompts": ["a", "b"], "sampling": {"top_p": 0.9, "k": None}},
         "versions": {"torch": "2.4", "steer": "0.1"},
+        "portfolio": None if "traits" in changes else _portfolio(),
     }
     return Bundle(**{**fields, **changes})
 
@@ -81,6 +109,25 @@ def _same_edit(a, b):
     )
 
 
+def _same_portfolio(a, b):
+    if a is None or b is None:
+        return a is b
+    plain = ("traits", "rewards", "objective", "candidates", "kept")
+    worst = ("delta", "epsilon")
+    one, other = a.certificate, b.certificate
+    return (
+        all(getattr(a, key) == getattr(b, key) for key in plain)
+        and a.mean_rewards.tobytes() == b.mean_rewards.tobytes()
+        and a.kl.tobytes() == b.kl.tobytes()
+        and all(_same_edit(x, y) for x, y in zip(a.edits, b.edits, strict=True))
+        and (one.curve, one.candidates) == (other.curve, other.candidates)
+        and all(
+            (x.loss, x.weights.tolist(), x.edit) == (y.loss, y.weights.tolist(), y.edit)
+            for x, y in ((getattr(one, key), getattr(other, key)) for key in worst)
+        )
+    )
+
+
 def _same(a, b):
     """Equal in every field, written without the module's own helpers."""
     plain = ("description", "positive", "negative", "dose", "method", "reliability")
@@ -90,6 +137,7 @@ def _same(a, b):
         and repr(dict(a.settings)) == repr(dict(b.settings))
         and dict(a.versions) == dict(b.versions)
         and list(a.traits) == list(b.traits)
+        and _same_portfolio(a.portfolio, b.portfolio)
         and all(
             x.name == y.name
             and all(getattr(x, key) == getattr(y, key) for key in plain)
@@ -171,6 +219,58 @@ def test_round_trip_of_awkward_arrays(tmp_path):
     assert _same(Bundle.load(tmp_path / "b"), bundle)
 
 
+def test_a_loaded_portfolio_serves_alike(saved):
+    ours, theirs = _portfolio(), Bundle.load(saved).portfolio
+    for warmth in np.linspace(0, 1, 21).tolist():
+        weights = {"warmth": warmth, "brevity": 1 - warmth}
+        one, other = ours.entry(weights), theirs.entry(weights)
+        assert one == other
+        # The plain formula, entry by entry.
+        values = [
+            warmth * r[0] + (1 - warmth) * r[1] - min(0.1 * kl / 0.5, 0.3)
+            for r, kl in zip(ours.mean_rewards, ours.kl, strict=True)
+        ]
+        served = max((0, *ours.kept), key=lambda i: values[i])
+        assert one.candidate == ours.candidates[served]
+        assert one.value == pytest.approx(values[served])
+        assert one.regret == pytest.approx(max(values) - values[served], abs=1e-12)
+        assert one.number == (0, *ours.kept).index(served)
+        assert _same_edit(theirs.edit(one.number), [ZERO, *ours.edits][one.number])
+    assert theirs.serves({"warmth": 1, "zest": 0}) and not theirs.serves({"zest": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"traits": ("warmth", "warmth")}, "different traits"),
+        ({"rewards": ("one",)}, "reward"),
+        ({"mean_rewards": np.zeros((3, 2))}, "rewards"),
+        ({"kl": np.array([1.0, 1, 1, 1])}, "unsteered"),
+        ({"kept": (0, 1)}, "kept"),
+        ({"kept": (1, 1)}, "kept"),
+        ({"kept": (1, 9)}, "kept"),
+        ({"edits": ()}, "0 edits for 2"),
+    ],
+)
+def test_portfolio_arguments(changes, match):
+    with pytest.raises(InputError, match=match):
+        _portfolio(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"traits": ("warmth", "zest")}, "zest"),
+        ({"edits": (additive(_vectors(5, (4,))), ZERO)}, "layers below 4"),
+        ({"edits": (additive({1: np.ones(5, np.float32)}), ZERO)}, "width"),
+        ({"edits": (Edit({1: DOUBLE}), ZERO)}, "float32"),
+    ],
+)
+def test_a_portfolio_that_does_not_fit(changes, match):
+    with pytest.raises(InputError, match=match):
+        _bundle(portfolio=_portfolio(**changes))
+
+
 def test_no_traits(tmp_path):
     _bundle(traits={}).save(tmp_path / "b")
     assert _same(Bundle.load(tmp_path / "b"), _bundle(traits={}))
@@ -183,6 +283,12 @@ def test_names_in_the_file(saved):
         "brevity/layer.02/e",
         "warmth/layer.00/e",
         *(f"warmth/layer.0{i}/{part}" for i in (1, 2) for part in ("e", "v", "u", "c", "relu")),
+        "portfolio/entry.01/layer.03/e",
+        *(
+            f"portfolio/entry.02/layer.0{i}/{part}"
+            for i in (1, 2)
+            for part in ("e", "v", "u", "c", "relu")
+        ),
     }
     assert {array.dtype.name for array in tensors.values()} == {"float32", "uint8"}
 
@@ -192,6 +298,7 @@ def test_bytes_are_deterministic(tmp_path):
     shuffled = _bundle(
         traits=dict(reversed(bundle.traits.items())),
         settings=dict(reversed(bundle.settings.items())),
+        portfolio=_portfolio(),
     )
     for name, value in (("a", bundle), ("b", shuffled)):
         value.save(tmp_path / name)
@@ -525,6 +632,29 @@ def _set(*keys, value):
         (_set("settings", value={"a": 1 << 80}), "'settings'"),
         (_set("versions", value={"a": 1}), "'versions'"),
         (_set("tensors_sha256", value=None), "tensors do not match"),
+        (_set("portfolio", value=None), "is unknown"),
+        (_set("portfolio", value=[]), "'portfolio'"),
+        (_set("portfolio", "ranks", value=None), "'ranks'"),
+        (_set("portfolio", "ranks", value=[{"3": 0}]), "is unknown"),
+        (_set("portfolio", "ranks", 0, value={"2": 0}), "is missing"),
+        (_set("portfolio", "candidates", 1, "coefficients", value=[1.0]), "coefficients"),
+        (_set("portfolio", "candidates", 1, "rewards", 0, value=-0.5), "rewards"),
+        (_set("portfolio", "candidates", 1, "kl", value=-0.5), "regulariser"),
+        (_set("portfolio", "certificate", "delta", "weights", value=[1.0]), "certificate"),
+        (_set("portfolio", "kept", value=[1]), "2 edits for 1"),
+        (_set("portfolio", "kept", value=[1, -1]), "'kept'"),
+        (_set("portfolio", "kept", value=[1, 7]), "kept"),
+        (_set("portfolio", "traits", value=["warmth", "zest"]), "zest"),
+        (_set("portfolio", "traits", value="warmth"), "a list"),
+        (_set("portfolio", "objective", value={"penalty": 1}), "is missing"),
+        (_set("portfolio", "objective", "f_max", value=-1), "f_max"),
+        (_set("portfolio", "candidates", value=[]), "portfolio"),
+        (_set("portfolio", "candidates", 1, "rewards", value=[0.5]), "number of rewards"),
+        (_set("portfolio", "candidates", 1, "kl", value="0.1"), "'kl'"),
+        (_set("portfolio", "candidates", 0, "coefficients", value=[1.0, 0.0]), "unsteered"),
+        (_set("portfolio", "certificate", "delta", value=0.1), "'delta'"),
+        (_set("portfolio", "certificate", "curve", value=[[0.1]]), "pairs"),
+        (_set("portfolio", "certificate", "edit", value=1), "'edit' is unknown"),
     ],
 )
 def test_wrong_metadata_with_right_digest(saved, change, match):

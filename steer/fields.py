@@ -1,0 +1,122 @@
+"""Fields of a bundle, from arguments and from files alike: one check for both.
+
+Each check takes a value and where it stands, for the error, and gives back the value.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
+
+from steer.errors import InputError
+
+_T = TypeVar("_T")
+_V = TypeVar("_V")
+
+
+def check_object(value: object, where: str) -> dict[str, Any]:
+    """A JSON object."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object, got {value!r:.80}")
+    return value
+
+
+def check_text(value: object, where: str) -> str:
+    """Text of valid Unicode."""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: expected text, got {value!r:.80}")
+    # JSON would join two lone surrogates into one character.
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise InputError(f"{where}: expected valid Unicode, got {value!r:.80}")
+    return value
+
+
+def check_number(value: object, where: str) -> float:
+    """A finite number."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise InputError(f"{where}: expected a number, got {value!r:.80}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"{where}: expected a finite number, got {value!r:.80}")
+    return number
+
+
+def check_whole(value: object, where: str) -> int:
+    """A count: 0 or more, of a size that every reader of JSON can hold."""
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    number = int(cast("int", value)) if integral else -1
+    if not 0 <= number < 1 << 53:
+        raise InputError(f"{where}: expected a whole number >= 0, got {value!r:.80}")
+    return number
+
+
+def check_layer(value: object, where: str) -> int:
+    """A layer index."""
+    return check_whole(value, f"{where}, layer")
+
+
+def check_scalar(value: object, where: str) -> float | int | str:
+    """Text, a truth value or a finite number."""
+    if isinstance(value, str):
+        return check_text(value, where)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        if abs(int(value)) >= 1 << 64:
+            raise InputError(f"{where}: expected an integer of at most 64 bits")
+        return int(value)
+    return check_number(value, where)
+
+
+def check_json(value: object, where: str) -> Any:
+    """A deep copy in plain JSON types."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {
+            check_text(key, where): check_json(item, f"{where}[{key!r}]")
+            for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))
+        }
+    if isinstance(value, list | tuple):
+        return [check_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    return check_scalar(value, where)
+
+
+def check_mapping(
+    value: object,
+    convert_key: Callable[[object, str], _T],
+    convert: Callable[[object, str], _V],
+    where: str,
+) -> Mapping[_T, _V]:
+    """A read-only copy with validated keys and values, in the order of the keys."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: expected a mapping, got {value!r:.80}")
+    pairs = {
+        convert_key(key, where): convert(item, f"{where}[{key!r}]") for key, item in value.items()
+    }
+    return MappingProxyType({key: pairs[key] for key in sorted(cast("Any", pairs))})
+
+
+def by_layer(value: object, convert: Callable[[object, str], _V], where: str) -> dict[int, _V]:
+    """A JSON object with layer indices for keys."""
+    result = {}
+    for key, item in check_object(value, where).items():
+        # One spelling only: "08" beside "8" would be the same layer twice.
+        if not (key.isascii() and key.isdigit()) or len(key) > 9 or str(int(key)) != key:
+            raise InputError(f"{where}: expected a layer index, got {key!r}")
+        result[int(key)] = convert(item, f"{where}[{key}]")
+    return result
+
+
+def exact_keys(value: Mapping[str, Any], expected: set[str], where: str) -> None:
+    """Refuse keys that are missing or unknown."""
+    if missing := expected - value.keys():
+        raise InputError(f"{where}: {min(missing)!r} is missing")
+    if unknown := value.keys() - expected:
+        raise InputError(f"{where}: {min(unknown)!r} is unknown")

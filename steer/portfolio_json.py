@@ -1,0 +1,139 @@
+"""A portfolio as JSON values and back; its edits are tensors and stored beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from steer.certificate import Certificate, Worst
+from steer.edits import Edit
+from steer.errors import InputError
+from steer.fields import check_number, check_object, check_text, check_whole, exact_keys
+from steer.objective import Objective
+from steer.portfolio import Candidate, Portfolio
+
+_WHERE = "field 'portfolio'"
+
+
+def to_json(portfolio: Portfolio) -> dict[str, Any]:
+    """All of a portfolio but its edits."""
+    return {
+        "traits": list(portfolio.traits),
+        "rewards": list(portfolio.rewards),
+        "objective": asdict(portfolio.objective),
+        "candidates": [
+            {
+                "family": candidate.family,
+                "coefficients": list(candidate.coefficients),
+                "rewards": rewards,
+                "kl": kl,
+            }
+            for candidate, rewards, kl in zip(
+                portfolio.candidates,
+                portfolio.mean_rewards.tolist(),
+                portfolio.kl.tolist(),
+                strict=True,
+            )
+        ],
+        "kept": list(portfolio.kept),
+        "certificate": _certificate_to_json(portfolio.certificate),
+    }
+
+
+def from_json(value: object, edits: Sequence[Edit]) -> Portfolio:
+    """A portfolio from JSON values.
+
+    Args:
+        value: As `to_json` gives them.
+        edits: The kept edits, in order.
+
+    Raises:
+        InputError: If a field is missing, unknown or not usable.
+    """
+    fields = check_object(value, _WHERE)
+    expected = {"traits", "rewards", "objective", "candidates", "kept", "certificate"}
+    exact_keys(fields, expected, _WHERE)
+    objective = check_object(fields["objective"], f"{_WHERE}, 'objective'")
+    exact_keys(objective, {"penalty", "kl_unit", "f_max"}, f"{_WHERE}, 'objective'")
+    candidates, rewards, kl = [], [], []
+    for number, item in enumerate(_list(fields["candidates"], "'candidates'")):
+        where = f"{_WHERE}, candidate {number}"
+        row = check_object(item, where)
+        exact_keys(row, {"family", "coefficients", "rewards", "kl"}, where)
+        coefficients = tuple(_numbers(row["coefficients"], f"candidate {number}, coefficients"))
+        candidates.append(Candidate(check_text(row["family"], where), coefficients))
+        rewards.append(_numbers(row["rewards"], f"candidate {number}, rewards"))
+        kl.append(check_number(row["kl"], f"{where}, 'kl'"))
+    if len({len(row) for row in rewards}) > 1:
+        raise InputError(f"{_WHERE}: candidates differ in their number of rewards")
+    return Portfolio(
+        traits=_texts(fields["traits"], "'traits'"),
+        rewards=_texts(fields["rewards"], "'rewards'"),
+        objective=Objective(
+            **{
+                name: check_number(number, f"{_WHERE}, objective {name!r}")
+                for name, number in objective.items()
+            }
+        ),
+        candidates=tuple(candidates),
+        mean_rewards=np.array(rewards, np.float64),
+        kl=np.array(kl, np.float64),
+        kept=tuple(check_whole(i, f"{_WHERE}, 'kept'") for i in _list(fields["kept"], "'kept'")),
+        edits=tuple(edits),
+        certificate=_certificate_from_json(fields["certificate"]),
+    )
+
+
+def _certificate_to_json(certificate: Certificate) -> dict[str, Any]:
+    return {
+        "delta": _worst_to_json(certificate.delta),
+        "epsilon": _worst_to_json(certificate.epsilon),
+        "curve": [list(point) for point in certificate.curve],
+        "candidates": certificate.candidates,
+    }
+
+
+def _certificate_from_json(value: object) -> Certificate:
+    where = f"{_WHERE}, 'certificate'"
+    fields = check_object(value, where)
+    exact_keys(fields, {"delta", "epsilon", "curve", "candidates"}, where)
+    curve = [_numbers(point, "a point of the curve") for point in _list(fields["curve"], "'curve'")]
+    if any(len(point) != 2 for point in curve):
+        raise InputError(f"{where}: expected pairs (epsilon, delta) in 'curve'")
+    return Certificate(
+        delta=_worst_from_json(fields["delta"], f"{where}, 'delta'"),
+        epsilon=_worst_from_json(fields["epsilon"], f"{where}, 'epsilon'"),
+        curve=tuple((point[0], point[1]) for point in curve),
+        candidates=check_whole(fields["candidates"], f"{where}, 'candidates'"),
+    )
+
+
+def _worst_to_json(worst: Worst) -> dict[str, Any]:
+    return {"loss": worst.loss, "weights": worst.weights.tolist(), "edit": worst.edit}
+
+
+def _worst_from_json(value: object, where: str) -> Worst:
+    fields = check_object(value, where)
+    exact_keys(fields, {"loss", "weights", "edit"}, where)
+    return Worst(
+        check_number(fields["loss"], f"{where}, 'loss'"),
+        np.array(_numbers(fields["weights"], "weights"), np.float64),
+        check_whole(fields["edit"], f"{where}, 'edit'"),
+    )
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InputError(f"{_WHERE}, {what}: expected a list, got {value!r:.80}")
+    return value
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    return tuple(check_text(item, f"{_WHERE}, {what}") for item in _list(value, what))
+
+
+def _numbers(value: object, what: str) -> list[float]:
+    return [check_number(item, f"{_WHERE}, {what}") for item in _list(value, what)]
