@@ -227,6 +227,8 @@ def _segments(
             attention_mask=mask,
             past_key_values=cache,
             pad_token_id=language_model.tokenizer.pad_token_id,
+            # A model's own settings may name none, where its tokenizer does.
+            eos_token_id=ends.tolist() or None,
             return_dict_in_generate=True,
             **decoding.options(prompt)
             | {

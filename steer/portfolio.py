@@ -52,6 +52,7 @@ class Entry:
         kl: Its divergence from the unedited model, nats per token.
         value: J of the entry at these weights.
         regret: How much better the best measured edit would be at these weights.
+        strength: What the edit is multiplied by; what was measured is measured at 1.
     """
 
     number: int
@@ -61,13 +62,16 @@ class Entry:
     kl: float
     value: float
     regret: float
+    strength: float = 1.0
 
     def __str__(self) -> str:
         served = "the unsteered model" if self.number == 0 else f"entry {self.number}"
         shown = ", ".join(f"{name} {value:.2f}" for name, value in self.rewards.items())
+        measured = "" if self.strength == 1 else f" (measured at strength 1, not {self.strength:g})"
         return (
             f"{served}: rewards {shown}; {self.kl:.3f} nats per token from the unsteered model; "
             f"J = {self.value:.3f}, at most {self.regret:.4f} below the best measured edit"
+            f"{measured}"
         )
 
 
@@ -135,11 +139,12 @@ class Portfolio:
         """Whether all traits that are asked for are routed."""
         return all(name in self.traits for name, weight in weights.items() if weight)
 
-    def entry(self, weights: Mapping[str, float]) -> Entry:
+    def entry(self, weights: Mapping[str, float], strength: float = 1.0) -> Entry:
         """What serves a request, and how good that is.
 
         Args:
             weights: Trait names with numbers >= 0, scaled to sum to one here.
+            strength: What the edit will be multiplied by; only told.
 
         Raises:
             WeightsError: If a trait is not routed or a number is not usable.
@@ -156,6 +161,7 @@ class Portfolio:
             kl=float(self.kl[chosen]),
             value=float(values[chosen]),
             regret=float(values.max() - values[chosen]),
+            strength=strength,
         )
 
     def edit(self, number: int) -> Edit:

@@ -25,6 +25,7 @@ def generate(
     weights: Weights | None = ...,
     *,
     strength: float = ...,
+    compose: bool = ...,
     seed: int | None = ...,
     **options: Unpack[DecodingOptions],
 ) -> str: ...
@@ -36,6 +37,7 @@ def generate(
     weights: Weights | Sequence[Weights | None] | None = ...,
     *,
     strength: float = ...,
+    compose: bool = ...,
     seed: int | None = ...,
     **options: Unpack[DecodingOptions],
 ) -> str | list[str]: ...
@@ -46,6 +48,7 @@ def generate(
     weights: Weights | Sequence[Weights | None] | None = None,
     *,
     strength: float = 1.0,
+    compose: bool = False,
     seed: int | None = None,
     **options: Unpack[DecodingOptions],
 ) -> str | list[str]:
@@ -54,4 +57,6 @@ def generate(
     The arguments, results and errors are those of `Steerer.generate`. For another model or
     bundle, `steer.load` one and use its `generate`.
     """
-    return default_steerer().generate(prompt, weights, strength=strength, seed=seed, **options)
+    return default_steerer().generate(
+        prompt, weights, strength=strength, compose=compose, seed=seed, **options
+    )

@@ -14,11 +14,13 @@ from typing_extensions import Unpack
 
 from steer.bundle import Bundle
 from steer.chat import Chat, is_chat, render
-from steer.edits import ZERO, Edit, compose
+from steer.edits import ZERO, Edit
+from steer.edits import compose as mix
 from steer.errors import InputError
 from steer.generation import Decoding, DecodingOptions, Generated, generate_batch
 from steer.hooks import attach
 from steer.models import LanguageModel, load_model
+from steer.portfolio import Entry
 from steer.resources import data_dir
 from steer.weights import check_strength, normalise_weights
 
@@ -57,12 +59,15 @@ class Steerer:
         """Names of the traits that can be asked for."""
         return tuple(sorted(self.bundle.traits))
 
-    def resolve(self, weights: Weights | None, strength: float = 1.0) -> Edit:
-        """The edit of a request.
+    def resolve(
+        self, weights: Weights | None, strength: float = 1.0, *, compose: bool = False
+    ) -> Edit:
+        """The edit of a request: the portfolio's entry for it, or a mixture of the traits' edits.
 
         Args:
             weights: Trait names with numbers >= 0, scaled to sum to one; None for no edit.
             strength: 0 is the unsteered model, 1 the default dose.
+            compose: Mix the traits' edits by their weights, also where a portfolio would serve.
 
         Raises:
             WeightsError: If a trait is unknown or a number is not usable.
@@ -71,8 +76,28 @@ class Steerer:
         if weights is None:
             return ZERO
         shares = normalise_weights(weights, self.bundle.traits)
+        portfolio = self.bundle.portfolio
+        if portfolio is not None and not compose and portfolio.serves(shares):
+            return strength * portfolio.edit(portfolio.entry(shares).number)
         edits = [self.bundle.traits[name].edit for name in shares]
-        return compose(edits, [strength * share for share in shares.values()])
+        return mix(edits, [strength * share for share in shares.values()])
+
+    def route(self, weights: Weights, strength: float = 1.0) -> Entry:
+        """How a request is served, what that is worth, and how much it can fall short.
+
+        Args:
+            weights: Trait names with numbers >= 0, scaled to sum to one.
+            strength: 0 is the unsteered model, 1 the measured edit.
+
+        Raises:
+            InputError: If the bundle holds no portfolio.
+            WeightsError: If a trait is not among the portfolio's, or a number is not usable.
+        """
+        if self.bundle.portfolio is None:
+            raise InputError(
+                "the bundle holds no portfolio, so mixtures are composed; build one that does"
+            )
+        return self.bundle.portfolio.entry(weights, check_strength(strength))
 
     @contextmanager
     def steer(
@@ -80,6 +105,7 @@ class Steerer:
         weights: Weights | Sequence[Weights | None] | None,
         *,
         strength: float = 1.0,
+        compose: bool = False,
         prompt_length: int | None = None,
     ) -> Iterator[None]:
         """Steer every call of the model inside the block: for loops of one's own.
@@ -87,6 +113,7 @@ class Steerer:
         Args:
             weights: For all rows, or one per row of the batch.
             strength: 0 is the unsteered model, 1 the default dose.
+            compose: Mix the traits' edits, also where a portfolio would serve.
             prompt_length: Columns of the prompt, where the first forward pass is not exactly
                 the prompt and `model.generate` is not used (see `Hooks.steer`).
 
@@ -95,7 +122,9 @@ class Steerer:
             EditNeverFiredError: On leaving, if an edit never acted.
         """
         with self._hooks.steer(
-            self._edits(weights, strength), scope=self.bundle.scope, prompt_length=prompt_length
+            self._edits(weights, strength, compose),
+            scope=self.bundle.scope,
+            prompt_length=prompt_length,
         ):
             yield
 
@@ -106,6 +135,7 @@ class Steerer:
         weights: Weights | None = ...,
         *,
         strength: float = ...,
+        compose: bool = ...,
         seed: int | None = ...,
         **options: Unpack[DecodingOptions],
     ) -> str: ...
@@ -117,6 +147,7 @@ class Steerer:
         weights: Weights | Sequence[Weights | None] | None = ...,
         *,
         strength: float = ...,
+        compose: bool = ...,
         seed: int | None = ...,
         **options: Unpack[DecodingOptions],
     ) -> str | list[str]: ...
@@ -127,6 +158,7 @@ class Steerer:
         weights: Weights | Sequence[Weights | None] | None = None,
         *,
         strength: float = 1.0,
+        compose: bool = False,
         seed: int | None = None,
         **options: Unpack[DecodingOptions],
     ) -> str | list[str]:
@@ -137,6 +169,7 @@ class Steerer:
             weights: Trait names with numbers >= 0, scaled to sum to one; for a list of prompts,
                 one for all or one per prompt (None for an unsteered row).
             strength: 0 is the unsteered model exactly, 1 the default dose.
+            compose: Mix the traits' edits, also where a portfolio would serve.
             seed: Makes sampling repeatable.
             **options: How tokens are chosen, by the names of `Decoding`'s fields, such as
                 `max_new_tokens=64` or `do_sample=True, temperature=0.7`.
@@ -150,7 +183,9 @@ class Steerer:
         decoding = Decoding.from_options(options)
         single = isinstance(prompt, str) or is_chat(prompt)
         prompts: Sequence[Any] = [prompt] if single else prompt
-        answers = self.answer(prompts, weights, strength=strength, seed=seed, decoding=decoding)
+        answers = self.answer(
+            prompts, weights, strength=strength, compose=compose, seed=seed, decoding=decoding
+        )
         return answers[0].text if single else [answer.text for answer in answers]
 
     def answer(
@@ -159,6 +194,7 @@ class Steerer:
         weights: Weights | Sequence[Weights | None] | None = None,
         *,
         strength: float = 1.0,
+        compose: bool = False,
         seed: int | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
     ) -> list[Generated]:
@@ -168,6 +204,7 @@ class Steerer:
             prompts: Texts or chats.
             weights: For all prompts, or one per prompt.
             strength: 0 is the unsteered model exactly, 1 the default dose.
+            compose: Mix the traits' edits, also where a portfolio would serve.
             seed: Makes sampling repeatable.
             decoding: How tokens are chosen.
 
@@ -179,7 +216,7 @@ class Steerer:
         if isinstance(weights, Sequence) and len(weights) != len(prompts):
             raise InputError(f"got {len(weights)} weights for {len(prompts)} prompts")
         texts = [render(self.language_model.tokenizer, prompt) for prompt in prompts]
-        with self.steer(weights, strength=strength):
+        with self.steer(weights, strength=strength, compose=compose):
             return generate_batch(self.language_model, texts, decoding, seed=seed)
 
     def stream(
@@ -188,6 +225,7 @@ class Steerer:
         weights: Weights | None = None,
         *,
         strength: float = 1.0,
+        compose: bool = False,
         seed: int | None = None,
         **options: Unpack[DecodingOptions],
     ) -> Iterator[str]:
@@ -199,6 +237,7 @@ class Steerer:
             prompt: A text or a chat.
             weights: Trait names with numbers >= 0, scaled to sum to one.
             strength: 0 is the unsteered model exactly, 1 the default dose.
+            compose: Mix the traits' edits, also where a portfolio would serve.
             seed: Makes sampling repeatable.
             **options: As in `generate`; beams cannot be streamed.
 
@@ -212,7 +251,7 @@ class Steerer:
         if decoding.num_beams != 1:
             raise InputError("beam search cannot be streamed; expected num_beams=1")
         text = render(self.language_model.tokenizer, prompt)
-        edit = self.resolve(weights, strength)
+        edit = self.resolve(weights, strength, compose=compose)
         return self._stream(text, edit, decoding, seed)
 
     def _stream(self, text: str, edit: Edit, decoding: Decoding, seed: int | None) -> Iterator[str]:
@@ -253,14 +292,15 @@ class Steerer:
             raise failures[0]
 
     def _edits(
-        self, weights: Weights | Sequence[Weights | None] | None, strength: float
+        self, weights: Weights | Sequence[Weights | None] | None, strength: float, compose: bool
     ) -> Edit | list[Edit | None]:
         if not isinstance(weights, Sequence) or isinstance(weights, str):
-            return self.resolve(weights, strength)  # text is refused there, as no mapping
+            # Text is refused there, as no mapping.
+            return self.resolve(weights, strength, compose=compose)
         resolved: dict[tuple[tuple[str, float], ...] | None, Edit] = {}
         rows: list[Edit | None] = []
         for row in weights:
-            edit = self.resolve(row, strength)
+            edit = self.resolve(row, strength, compose=compose)
             # Rows with the same weights share one slot of the tables.
             key = None if row is None else tuple(sorted(row.items()))
             rows.append(resolved.setdefault(key, edit))

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from steer import cli, demo
 from steer.bundle import Bundle, TraitEntry
+from steer.certificate import Measured, certify
 from steer.cover import Closeness, is_cover
 from steer.edits import additive
 from steer.errors import LowReliabilityWarning, ModelError, WeightsError
 from steer.generation import Decoding, Generated
 from steer.models import Fingerprint, load_model
+from steer.objective import Objective
 from steer.picture import grids, heat_map
 from steer.pipeline import Recipe
+from steer.portfolio import Candidate, Portfolio
 
 WIDTH, LAYERS, TOKENS = 32, 4, 6
 WORDS = ["<pad>", "</s>", "<unk>", "hello", "world", "short", "kind", "user", "assistant"]
@@ -656,3 +660,61 @@ def test_cover_for_a_guarantee_and_of_a_size(steer) -> None:
 )
 def test_cover_of_bad_arguments(steer, options: tuple[str, ...], part: str) -> None:
     fails(steer("cover", "--dim", "3", *options), 2, part)
+
+
+# --- route ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def routed(folder: Path, tmp_path: Path) -> Path:
+    """The bundle with a portfolio of one entry, which says "world" to any mixture."""
+    bundle = Bundle.load(folder / "bundle.safetensors")
+    rewards, kl = np.array([[0.1, 0.2], [0.8, 0.6]]), np.array([0.0, 0.25])
+    objective = Objective()
+    portfolio = Portfolio(
+        ("brevity", "warmth"),
+        ("length", "warm words"),
+        objective,
+        (Candidate("own", (0.0, 0.0)), Candidate("own", (0.5, 0.5))),
+        rewards,
+        kl,
+        (1,),
+        (bundle.traits["zest"].edit,),
+        certify(Measured(rewards, objective.regulariser(kl)), (1,)),
+    )
+    path = tmp_path / "routed.safetensors"
+    replace(bundle, portfolio=portfolio).save(path)
+    return path
+
+
+def test_route_tells_the_entry(steer, routed: Path) -> None:
+    code, out, err = steer("route", "-w", "brevity=3", "-w", "warmth=1", "--bundle", str(routed))
+    assert (code, err) == (0, "")
+    assert "entry 1" in out and "warm words" in out and "0.75" in out
+    assert "relative to the 2 measured edits" in out
+    code, out, _ = steer("route", "-w", "brevity=1", "--strength", "0.5", "--bundle", str(routed))
+    assert code == 0 and "not 0.5" in out
+
+
+def test_route_refuses(steer, folder: Path, routed: Path) -> None:
+    fails(steer("route", "--bundle", str(routed)), 2, "-w")
+    fails(steer("route", "-w", "zest=1", "--bundle", str(routed)), 2, "brevity, warmth")
+    plain = str(folder / "bundle.safetensors")
+    fails(steer("route", "-w", "brevity=1", "--bundle", plain), 2, "no portfolio")
+
+
+def test_generate_routes_or_composes(steer, folder: Path, routed: Path) -> None:
+    arguments = ["hello", "-w", "brevity=1", "--max-new-tokens", "3", "--no-repeat-ngram-size", "0"]
+    files = ["--model", str(folder / "model"), "--bundle", str(routed)]
+    _, out, _ = steer("generate", *arguments, *files)
+    assert out.split() == ["world"] * 3
+    _, out, _ = steer("generate", *arguments, "--compose", *files)
+    assert out.split() == ["short"] * 3
+    fails(steer("generate", "hello", "--compose", *files), 2, "--compose")
+
+
+def test_inspect_holds_the_portfolio(steer, routed: Path) -> None:
+    content = json.loads(steer("inspect", str(routed), "--json")[1])["portfolio"]
+    assert content["kept"] == [1]
+    assert [row["rewards"] for row in content["candidates"]] == [[0.1, 0.2], [0.8, 0.6]]
+    assert content["certificate"]["candidates"] == 2

@@ -3,7 +3,18 @@
 What a command needs is imported inside it, so that help and usage errors need not wait for torch.
 """
 
-from steer.cli import build, chat, cover, demo, generate, inspect, traits
+from steer.cli import build, chat, cover, demo, generate, inspect, route, traits
 from steer.cli.app import app, main
 
-__all__ = ["app", "build", "chat", "cover", "demo", "generate", "inspect", "main", "traits"]
+__all__ = [
+    "app",
+    "build",
+    "chat",
+    "cover",
+    "demo",
+    "generate",
+    "inspect",
+    "main",
+    "route",
+    "traits",
+]

@@ -13,6 +13,7 @@ from steer.cli.app import app
 from steer.cli.console import doing, out
 from steer.cli.options import (
     BundleFile,
+    Compose,
     Force,
     MaxNewTokens,
     Model,
@@ -55,6 +56,7 @@ def generate(
     no_repeat_ngram_size: NgramSize = None,
     model: Model = None,
     bundle: BundleFile = None,
+    compose: Compose = False,
     force: Force = False,
 ) -> None:
     """Answer a prompt; stdout gets the answer, piece by piece, and nothing else.
@@ -75,8 +77,8 @@ def generate(
     weights = weights_of(weight)
     if strength is not None:
         check_strength(strength)
-    if weights is None and (strength is not None or compare):
-        name = "--compare" if compare else "--strength"
+    if weights is None and (strength is not None or compare or compose):
+        name = "--compare" if compare else "--compose" if compose else "--strength"
         raise InputError(f"{name} has no effect without weights; add -w TRAIT=NUMBER")
     text = sys.stdin.read().strip() if prompt == "-" else prompt
     if not text.strip():
@@ -84,7 +86,10 @@ def generate(
     steerer = load_steerer(model, bundle, force=force, weights=weights)
     amount = 1.0 if strength is None else strength
     if not compare:
-        write_pieces(steerer.stream(text, weights, strength=amount, seed=seed, **options), [])
+        write_pieces(
+            steerer.stream(text, weights, strength=amount, compose=compose, seed=seed, **options),
+            [],
+        )
         return
 
     from steer.demo import answer_cell, label, side_by_side
@@ -95,6 +100,7 @@ def generate(
             [text, text],
             [None, weights],
             strength=amount,
+            compose=compose,
             seed=seed,
             decoding=Decoding.from_options(options),
         )

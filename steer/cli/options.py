@@ -33,6 +33,10 @@ Weight = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Use a bundle built on another model.")]
+Compose = Annotated[
+    bool,
+    typer.Option("--compose", help="Mix the traits' edits, also where a portfolio would serve."),
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Sample, rather than decode greedily.")]
 Temperature = Annotated[

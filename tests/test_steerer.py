@@ -1,0 +1,115 @@
+"""`steer.steerer` with a portfolio: what is routed, what is composed, and what is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from steer.bundle import Bundle, TraitEntry
+from steer.certificate import Measured, certify
+from steer.edits import Edit
+from steer.errors import InputError, WeightsError
+from steer.objective import Objective
+from steer.portfolio import Candidate, Portfolio
+from steer.steerer import Steerer
+from tests.models import tiny
+from tests.test_generation import an_edit
+
+PROMPTS = ["Hi", "How are you?", "Tell me about rain."]
+TRAITS = {"brevity": an_edit(1), "warmth": an_edit(2), "zest": an_edit(3)}
+KEPT = (an_edit(4), an_edit(5))
+
+
+def a_trait(name: str, edit: Edit) -> TraitEntry:
+    return TraitEntry(name, "", "more", "less", edit, 0.1, "mean-difference", 0.5, {}, {}, {})
+
+
+def a_steerer(*, portfolio: bool = True) -> Steerer:
+    model = tiny("llama")
+    rewards = np.array([[0.3, 0.4], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
+    objective, kl = Objective(), np.array([0.0, 0.1, 0.1, 0.2])
+    kept = Portfolio(
+        traits=("brevity", "warmth"),
+        rewards=("length", "warm words"),
+        objective=objective,
+        candidates=tuple(
+            Candidate("deep", row) for row in [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)]
+        ),
+        mean_rewards=rewards,
+        kl=kl,
+        kept=(1, 2),
+        edits=KEPT,
+        certificate=certify(Measured(rewards, objective.regulariser(kl)), (1, 2)),
+    )
+    bundle = Bundle(
+        "tiny",
+        model.fingerprint,
+        "response",
+        {name: a_trait(name, edit) for name, edit in TRAITS.items()},
+        {},
+        {},
+        kept if portfolio else None,
+    )
+    return Steerer(model, bundle)
+
+
+def same(one: Edit, other: Edit) -> bool:
+    return one.layers.keys() == other.layers.keys() and all(
+        np.allclose(one.layers[i].e, other.layers[i].e, atol=1e-6) for i in one.layers
+    )
+
+
+def test_mixtures_of_its_traits_go_to_the_portfolio() -> None:
+    steerer = a_steerer()
+    assert same(steerer.resolve({"brevity": 3, "warmth": 1}), KEPT[0])
+    assert same(steerer.resolve({"brevity": 1, "warmth": 3}, 0.5), 0.5 * KEPT[1])
+    assert steerer.resolve({"brevity": 1}, 0.0).is_zero()
+    assert steerer.resolve(None) == Edit({}) or steerer.resolve(None).is_zero()
+
+
+def test_what_it_does_not_serve_is_composed() -> None:
+    steerer = a_steerer()
+    half = 0.5 * TRAITS["brevity"] + 0.5 * TRAITS["zest"]
+    assert same(steerer.resolve({"brevity": 1, "zest": 1}), half)
+    assert same(steerer.resolve({"brevity": 1, "zest": 0}), KEPT[0])
+    mixed = 0.75 * TRAITS["brevity"] + 0.25 * TRAITS["warmth"]
+    assert same(steerer.resolve({"brevity": 3, "warmth": 1}, compose=True), mixed)
+    assert same(a_steerer(portfolio=False).resolve({"brevity": 3, "warmth": 1}), mixed)
+
+
+def test_every_way_of_answering_routes_alike() -> None:
+    steerer = a_steerer()
+    weights = [{"brevity": 1.0}, None, {"brevity": 1.0, "warmth": 2.0}]
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "no_repeat_ngram_size": 0}
+    for compose in (False, True):
+        batch = steerer.generate(PROMPTS, weights, compose=compose, **options)
+        for prompt, row, text in zip(PROMPTS, weights, batch, strict=True):
+            assert steerer.generate(prompt, row, compose=compose, **options) == text
+            pieces = steerer.stream(prompt, row, compose=compose, **options)
+            assert "".join(pieces).strip() == text
+    routed, composed = (
+        steerer.generate(PROMPTS[0], weights[2], compose=compose, **options)
+        for compose in (False, True)
+    )
+    assert routed != composed, "the edits do the same; this tests nothing"
+
+
+def test_route_tells_what_serves() -> None:
+    steerer = a_steerer()
+    entry = steerer.route({"brevity": 1, "warmth": 1})
+    # By hand: J is 0.35, 0.48, 0.48, 0.46 at equal weights; ties go to the first.
+    assert (entry.number, entry.candidate.coefficients) == (1, (1.0, 0.0))
+    assert entry.value == pytest.approx(0.5 - 0.1 * 0.1 / 0.5)
+    assert entry.regret == 0
+    assert entry.rewards == {"brevity": 0.9, "warmth": 0.1}
+    assert "strength" not in str(entry)
+    assert "measured at strength 1, not 0.5" in str(steerer.route({"brevity": 1}, 0.5))
+
+
+def test_route_refuses() -> None:
+    with pytest.raises(InputError, match="no portfolio"):
+        a_steerer(portfolio=False).route({"brevity": 1})
+    with pytest.raises(WeightsError, match="zest"):
+        a_steerer().route({"zest": 1})
+    with pytest.raises(WeightsError, match="strength"):
+        a_steerer().route({"brevity": 1}, -1)
