@@ -222,7 +222,7 @@ def described(decoding: Decoding) -> str:
     """The decoding in words."""
     how = ["Greedy decoding"]
     if decoding.repetition_penalty != 1:
-        how.append(f"repetition penalty {decoding.repetition_penalty}")
+        how.append(f"repetition penalty {decoding.repetition_penalty} on the answer")
     if decoding.no_repeat_ngram_size:
         how.append(f"no {decoding.no_repeat_ngram_size} tokens in a row twice")
     return ", ".join([*how, f"at most {decoding.max_new_tokens} tokens"]) + "."
