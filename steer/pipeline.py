@@ -28,6 +28,7 @@ from steer.dose import (
     SEARCH_KLS,
     DoseSearch,
     DoseTrial,
+    calibrate,
     reference_meter,
     search_dose,
 )
@@ -38,8 +39,11 @@ from steer.hooks import Scope
 from steer.likelihood import KLMeter, log_ratio
 from steer.measures import TRAIT_MEASURES
 from steer.models import LanguageModel, load_model
+from steer.portfolio import Portfolio
+from steer.precompute import PortfolioRecipe, precompute
 from steer.prompts import load_prompts
 from steer.resources import atomic_path, cache_dir
+from steer.rewards import default_reward
 from steer.subspace import Subspace, choose_layers, fit_subspace
 from steer.traits import Trait, load_traits
 from steer.versions import versions
@@ -105,6 +109,7 @@ def build(
     traits: Sequence[Trait | str] | None = None,
     *,
     recipe: Recipe | None = None,
+    portfolio: PortfolioRecipe | None = None,
     work_dir: str | Path | None = None,
     progress: bool = False,
     on_subspace: Callable[[PairSet, Subspace], None] | None = None,
@@ -115,8 +120,9 @@ def build(
         model: Local folder, hub id or loaded model; None for the packaged SmolLM2.
         traits: `Trait` values or names of built-in ones; None for all built-in traits.
         recipe: How it is built.
-        work_dir: Where pairs and doses are kept, so that a later call goes on; None for a folder
-            in the user cache that belongs to the model and the recipe.
+        portfolio: Make a portfolio too, of traits that are built; None for none.
+        work_dir: Where pairs, doses and measured edits are kept, so that a later call goes on;
+            None for a folder in the user cache that belongs to the model and the recipe.
         progress: Show progress bars when on a terminal.
         on_subspace: Called with each trait's pairs and subspace before its edit is made, to
             report how many pairs were kept and how reliable the trait is.
@@ -133,10 +139,14 @@ def build(
     """
     recipe = recipe or Recipe()
     chosen = _traits(traits)
+    names = [trait.name for trait in chosen]
+    if portfolio is not None and (missing := [n for n in portfolio.traits if n not in names]):
+        raise InputError(f"portfolio: {missing[0]!r} is not among the traits that are built")
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
     folder = Path(work_dir) if work_dir is not None else _work_dir(language_model, recipe)
     context = _prepare(language_model, recipe, folder)
-    entries = {}
+    entries: dict[str, TraitEntry] = {}
+    sources: dict[str, _Source] = {}
     bar = tqdm(chosen, desc="traits", disable=None if progress else True)
     for trait in bar:
         bar.set_postfix_str(trait.name)
@@ -158,16 +168,93 @@ def build(
                 LowReliabilityWarning,
                 stacklevel=2,
             )
+        sources[trait.name] = _Source(trait, pair_set, subspace)
         entries[trait.name] = _build_trait(
             language_model, trait, recipe, folder, context, pair_set, subspace
+        )
+    made = None
+    if portfolio is not None:
+        made = _portfolio(
+            language_model, portfolio, recipe, folder, context, entries, sources, progress
         )
     return Bundle(
         model=language_model.name,
         fingerprint=language_model.fingerprint,
         scope=recipe.scope,
         traits=entries,
-        settings=_json({"recipe": asdict(recipe), "sampling": asdict(SAMPLING)}),
+        settings=_json(
+            {
+                "recipe": asdict(recipe),
+                "sampling": asdict(SAMPLING),
+                "portfolio": None if portfolio is None else asdict(portfolio),
+            }
+        ),
         versions=versions(),
+        portfolio=made,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What a trait's edit was made of."""
+
+    trait: Trait
+    pairs: PairSet
+    subspace: Subspace
+
+
+def _portfolio(
+    language_model: LanguageModel,
+    wanted: PortfolioRecipe,
+    recipe: Recipe,
+    folder: Path,
+    context: _Context,
+    entries: Mapping[str, TraitEntry],
+    sources: Mapping[str, _Source],
+    progress: bool,
+) -> Portfolio:
+    """A portfolio of the traits' own edits, and of those at the middle layers."""
+    families: dict[str, list[Edit]] = {"own layers": [entries[n].edit for n in wanted.traits]}
+    if recipe.layers != "middle":
+        families["middle layers"] = []
+        for name in wanted.traits:
+            subspace = sources[name].subspace
+            layers = candidate_layers(subspace, "middle")["middle"]
+            edit = make_edit(subspace, layers, recipe.method)
+            point = calibrate(language_model, edit, (), kl=entries[name].dose, meter=context.meter)
+            families["middle layers"].append(point.factor * edit)
+    prompts = {prompt.id: prompt.text for prompt in load_prompts("extract")}
+    rewards = [
+        default_reward(
+            language_model,
+            sources[name].trait,
+            [prompts[pair.positive.prompt_id] for pair in sources[name].pairs.pairs],
+            sources[name].pairs,
+        )
+        for name in wanted.traits
+    ]
+    digest = hashlib.sha256(json.dumps([asdict(wanted), recipe.seed], sort_keys=True).encode())
+    for edit in (edit for edits in families.values() for edit in edits):
+        digest.update(_edit_bytes(edit))
+    (folder / "portfolios").mkdir(parents=True, exist_ok=True)
+    return precompute(
+        language_model,
+        families,
+        rewards,
+        (*context.prompts, *context.confirm)[: wanted.prompts],
+        wanted,
+        path=folder / "portfolios" / f"{digest.hexdigest()[:16]}.jsonl",
+        scope=recipe.scope,
+        seed=recipe.seed,
+        progress=progress,
+    )
+
+
+def _edit_bytes(edit: Edit) -> bytes:
+    """What tells an edit from others."""
+    return b"".join(
+        layer.e.tobytes() + (layer.u * layer.c).tobytes() + str(index).encode()
+        for index, layer in edit.layers.items()
     )
 
 
@@ -373,10 +460,7 @@ def _dose(
         json.dumps(
             [asdict(trait), settings, language_model.fingerprint.to_dict()], sort_keys=True
         ).encode()
-        + b"".join(
-            layer.e.tobytes() + (layer.u * layer.c).tobytes() + str(index).encode()
-            for index, layer in edit.layers.items()
-        )
+        + _edit_bytes(edit)
     ).hexdigest()[:16]
     path = folder / "doses" / f"{trait.name}-{key}.json"
     tried = _read_trials(path) if path.exists() else {}

@@ -312,6 +312,32 @@ def check_lengths(prompts: Sequence[str], responses: Sequence[str]) -> None:
         raise InputError(f"got {len(responses)} responses to {len(prompts)} prompts")
 
 
+def default_reward(
+    language_model: LanguageModel, trait: Trait, prompts: Sequence[str], pairs: PairSet
+) -> Reward:
+    """What a trait earns where nothing else is asked for.
+
+    Brevity, simplicity and positivity have measures with a scale of their own; warmth and
+    formality are scaled by their contrast pairs; any other trait is judged by the model itself.
+
+    Args:
+        language_model: The judge of a trait without a measure.
+        trait: The trait.
+        prompts: The plain prompts of the pairs, in their order.
+        pairs: Its contrast pairs.
+    """
+    own = {
+        "brevity": length_reward,
+        "simplicity": readability_reward,
+        "positivity": sentiment_reward,
+    }
+    if trait.name in own:
+        return own[trait.name]()
+    if trait.name in TRAIT_MEASURES:
+        return measure_reward(trait.name, pairs)
+    return LogRatioReward.calibrated(language_model, trait, prompts, pairs)
+
+
 def score(
     rewards: Sequence[Reward], prompts: Sequence[str], responses: Sequence[str]
 ) -> tuple[Float64, NDArray[np.bool_]]:

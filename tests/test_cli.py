@@ -34,6 +34,7 @@ from steer.objective import Objective
 from steer.picture import grids, heat_map
 from steer.pipeline import Recipe
 from steer.portfolio import Candidate, Portfolio
+from steer.precompute import PortfolioRecipe
 
 WIDTH, LAYERS, TOKENS = 32, 4, 6
 WORDS = ["<pad>", "</s>", "<unk>", "hello", "world", "short", "kind", "user", "assistant"]
@@ -522,12 +523,12 @@ def builds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
     calls: list[tuple] = []
 
-    def build(model, traits, *, recipe, work_dir, progress, on_subspace):
+    def build(model, traits, *, recipe, portfolio, work_dir, progress, on_subspace):
         import warnings
         from types import SimpleNamespace
 
         assert progress
-        calls.append((model, traits, recipe, work_dir))
+        calls.append((model, traits, recipe, portfolio, work_dir))
         if model == "interrupt":
             raise KeyboardInterrupt
         if model == "fail":
@@ -550,8 +551,8 @@ def test_build(steer, builds, tmp_path: Path) -> None:
     code, out, err = steer(*arguments)
     assert code == 0
     assert Bundle.load(output).model == "tiny"
-    ((model, traits, recipe, work_dir),) = builds
-    assert (model, work_dir) == ("m", tmp_path)
+    ((model, traits, recipe, portfolio, work_dir),) = builds
+    assert (model, portfolio, work_dir) == ("m", None, tmp_path)
     assert traits[0] == "brevity" and traits[1].name == "zest"
     assert recipe == Recipe(method="svd", layers="middle", prompts=9, develop_prompts=8, seed=3)
     assert err.splitlines() == [
@@ -569,7 +570,7 @@ def test_build_has_a_default_output_for_the_whole_packaged_model(
 
     monkeypatch.setattr("steer.resources.data_dir", lambda: tmp_path)
     assert steer("build")[0] == 0
-    assert builds == [(None, None, Recipe(), None)]
+    assert builds == [(None, None, Recipe(), None, None)]
     assert (tmp_path / "bundles" / DEFAULT_BUNDLE).is_file()
     fails(steer("build", "--model", "m"), 2, "--output")
     fails(steer("build", "--trait", "brevity"), 2, "--output")
@@ -577,6 +578,19 @@ def test_build_has_a_default_output_for_the_whole_packaged_model(
     fails(steer("build", "--prompts", "3"), 2, "prompts: expected 8 to 300, got 3")
     fails(steer("build", "--method", "magic"), 2, "magic")
     fails(steer("build", "--trait", "no.yaml", "-o", str(tmp_path / "b")), 2, "no.yaml")
+    assert len(builds) == 1
+
+
+def test_build_makes_a_portfolio(steer, builds, tmp_path: Path) -> None:
+    output = ("--output", str(tmp_path / "b"))
+    assert steer("build", "--traits", "brevity, warmth", "--size", "3", *output)[0] == 0
+    assert builds[0][1] == ["brevity", "warmth"]
+    assert builds[0][3] == PortfolioRecipe(("brevity", "warmth"), size=3)
+    arguments = ("--trait", "zest.yaml", "--traits", "brevity,warmth", "--delta", "0.02")
+    fails(steer("build", *arguments, *output), 2, "zest.yaml")
+    fails(steer("build", "--size", "3", *output), 2, "--traits")
+    fails(steer("build", "--traits", "brevity,warmth", *output), 2, "size")
+    fails(steer("build", "--traits", "brevity,warmth", "--size", "3"), 2, "--output")
     assert len(builds) == 1
 
 

@@ -10,8 +10,17 @@ import pytest
 
 from steer import pipeline
 from steer.activations import read_activations
-from steer.errors import DataError
-from steer.pipeline import Recipe, _read
+from steer.bundle import Bundle
+from steer.contrast import Answer, Pair, PairSet
+from steer.dose import DoseSearch, DoseTrial
+from steer.edits import compose
+from steer.errors import DataError, InputError
+from steer.generation import Decoding
+from steer.pipeline import Recipe, _read, build
+from steer.precompute import PortfolioRecipe
+from steer.prompts import Prompt
+from steer.search import Effort
+from steer.traits import Trait
 from tests.models import tiny
 
 SEQUENCES = [([5, 6, 7], [8, 9]), ([5, 6], [10, 11, 12]), ([9], [20])]
@@ -59,3 +68,69 @@ def test_damaged_activations_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DataError, match="delete it"):
         _read(language_model, "calm", SEQUENCES, [1], Recipe(), tmp_path)
+
+
+def made_pairs(trait: str, prompts: list[Prompt]) -> PairSet:
+    """Pairs of random characters; the poles use other ones."""
+    rng = np.random.default_rng(len(trait))
+
+    def answer(prompt: Prompt, pole: str, low: int) -> Answer:
+        tokens = tuple(rng.integers(low, low + 20, 6).tolist())
+        return Answer(prompt.id, pole, f"{prompt.text[:20]} {pole}", "some text", tokens)
+
+    pairs = [Pair(answer(p, "positive", 5), answer(p, "negative", 40)) for p in prompts]
+    return PairSet(trait, tuple(pairs), {})
+
+
+def test_a_build_makes_a_portfolio_of_its_own_edits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pairs(model: Any, trait: Trait, prompts: list[Prompt], *args: Any, **options: Any) -> Any:
+        return made_pairs(trait.name, prompts)
+
+    trial = DoseTrial(0.7, 0.05, 1.0, 0.0, 1.0, 8)
+    monkeypatch.setattr(pipeline, "generate_pairs", pairs)
+    monkeypatch.setattr(pipeline, "_dose", lambda *args: DoseSearch(trial, trial, (trial,)))
+    decoding = Decoding(max_new_tokens=6)
+    recipe = Recipe(prompts=10, develop_prompts=8, confirm_prompts=0, decoding=decoding)
+    wanted = PortfolioRecipe(
+        ("simplicity", "brevity"),
+        size=2,
+        prompts=4,
+        decoding=decoding,
+        effort=Effort(first=4, batch=2, rounds=1, pool=16),
+    )
+
+    def made() -> Bundle:
+        return build(
+            tiny("llama"),
+            ["brevity", "simplicity", "warmth"],
+            recipe=recipe,
+            portfolio=wanted,
+            work_dir=tmp_path,
+        )
+
+    bundle = made()
+    portfolio = bundle.portfolio
+    assert portfolio is not None and portfolio.traits == ("simplicity", "brevity")
+    assert portfolio.rewards == ("readability", "length")
+    assert {one.family for one in portfolio.candidates} == {"own layers", "middle layers"}
+    for number, edit in zip(portfolio.kept, portfolio.edits, strict=True):
+        candidate = portfolio.candidates[number]
+        if candidate.family == "own layers":
+            own = [bundle.traits[name].edit for name in portfolio.traits]
+            expected = compose(own, candidate.coefficients)
+            for layer, one in expected.layers.items():
+                np.testing.assert_allclose(edit.layers[layer].e, one.e, atol=1e-6)
+    assert bundle.settings["portfolio"]["size"] == 2
+    bundle.save(tmp_path / "b")
+    assert Bundle.load(tmp_path / "b").portfolio is not None
+    monkeypatch.setattr("steer.evaluation.Evaluator._measure", refuse)
+    again = made().portfolio
+    assert again is not None and again.kept == portfolio.kept
+
+
+def test_a_portfolio_is_of_traits_that_are_built() -> None:
+    wanted = PortfolioRecipe(("simplicity", "warmth"), size=2)
+    with pytest.raises(InputError, match="warmth"):
+        build(tiny("llama"), ["brevity", "simplicity"], portfolio=wanted)

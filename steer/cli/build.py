@@ -33,6 +33,24 @@ def build(
             help="Built-in trait or trait file; repeat for several. Default: all built-in traits.",
         ),
     ] = None,
+    portfolio: Annotated[
+        str | None,
+        typer.Option(
+            "--traits",
+            metavar="A,B,C",
+            help="Make a portfolio that serves every mixture of these; with --size, or with "
+            "--epsilon and --delta. Without --trait, these are the traits that are built.",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Most edits that the portfolio keeps.")
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Relative loss that the portfolio may have.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Absolute loss that the portfolio may have.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -78,16 +96,22 @@ def build(
     }
     from steer.pipeline import Recipe
     from steer.pipeline import build as build_bundle
+    from steer.precompute import PortfolioRecipe
 
+    mixed = tuple(name.strip() for name in portfolio.split(",")) if portfolio else None
+    if mixed is None and (size, epsilon, delta) != (None, None, None):
+        raise InputError("--size, --epsilon and --delta are of a portfolio; add --traits A,B,C")
+    wanted = PortfolioRecipe(mixed, size, epsilon, delta) if mixed else None
     recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
-    target = _output(output, is_default=model is None and not trait)
-    traits = [_trait(name) for name in trait] if trait else None
+    target = _output(output, is_default=model is None and not trait and not mixed)
+    traits = [_trait(name) for name in trait or mixed or ()] or None
     begin = time.perf_counter()
     try:
         bundle = build_bundle(
             model,
             traits,
             recipe=recipe,
+            portfolio=wanted,
             work_dir=work_dir,
             progress=True,
             on_subspace=_report_subspace,
@@ -97,6 +121,12 @@ def build(
         raise typer.Exit(INTERRUPTED) from None
     bundle.save(target)
     show_traits(bundle)
+    if bundle.portfolio is not None:
+        out.print(
+            f"portfolio: {len(bundle.portfolio.edits)} edits for every mixture of "
+            f"{', '.join(bundle.portfolio.traits)}; {bundle.portfolio.certificate}",
+            soft_wrap=True,
+        )
     out.print(
         f"{target}: {len(bundle.traits)} traits, {target.stat().st_size:,} bytes, "
         f"built in {time.perf_counter() - begin:.0f} s",
