@@ -86,6 +86,18 @@ def _grid(bundle: Bundle, title: str, values: Mapping[str, Mapping[int, float]])
     )
 
 
+def image_kind(path: Path) -> str:
+    """The kind of image that a file's name asks for.
+
+    Raises:
+        InputError: If it is none of `FORMATS`.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise InputError(f"picture {str(path)!r}: expected a name ending in .{', .'.join(FORMATS)}")
+    return kind
+
+
 def draw(bundle: Bundle, path: str | Path) -> None:
     """Write both heat maps side by side as an image.
 
@@ -97,9 +109,7 @@ def draw(bundle: Bundle, path: str | Path) -> None:
         InputError: If the path has another ending or the bundle holds no numbers by layer.
     """
     path = Path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise InputError(f"picture {str(path)!r}: expected a name ending in .{', .'.join(FORMATS)}")
+    kind = image_kind(path)
     both = grids(bundle)
     # Slow to import, and only needed here. Not pyplot: that would choose a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -732,3 +732,17 @@ def test_inspect_holds_the_portfolio(steer, routed: Path) -> None:
     assert content["kept"] == [1]
     assert [row["rewards"] for row in content["candidates"]] == [[0.1, 0.2], [0.8, 0.6]]
     assert content["certificate"]["candidates"] == 2
+
+
+def test_inspect_shows_and_draws_the_portfolio(steer, folder: Path, routed: Path) -> None:
+    picture = routed.with_suffix(".png")
+    code, out, err = steer("inspect", str(routed), "--portfolio-picture", str(picture))
+    assert code == 0 and err == f"wrote {picture}\n"
+    assert re.search(r"entry 1 +100% +0\.250 +0\.80 +0\.60 +0\.50 brevity", out)
+    assert re.search(r"unsteered +0% +0\.000", out)
+    assert "relative to the 2 measured edits" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    plain = str(folder / "bundle.safetensors")
+    fails(steer("inspect", plain, "--portfolio-picture", str(picture)), 2, "nothing to draw")
+    wrong = str(routed.with_suffix(".txt"))
+    fails(steer("inspect", str(routed), "--portfolio-picture", wrong), 2, ".png")

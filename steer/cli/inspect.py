@@ -15,9 +15,11 @@ from rich.text import Text
 from steer.cli.app import app
 from steer.cli.console import out, say
 from steer.cli.options import bundle_path
+from steer.errors import InputError
 
 if TYPE_CHECKING:
     from steer.bundle import Bundle
+    from steer.portfolio import Portfolio
 
 
 @app.command(
@@ -32,22 +34,32 @@ def inspect(
         Path | None,
         typer.Option(help="Write heat maps, trait by layer, as .png, .svg or .pdf."),
     ] = None,
+    portfolio_picture: Annotated[
+        Path | None,
+        typer.Option(help="Write which entry of the portfolio serves which mixture, as an image."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Show what is in a bundle: traits, doses, layers, and how it was built."""
     from steer.bundle import Bundle
     from steer.picture import draw
+    from steer.portfolio_picture import draw_portfolio
 
     content = Bundle.load(bundle_path(bundle))
     if picture is not None:
         draw(content, picture)
+    if portfolio_picture is not None:
+        if content.portfolio is None:
+            raise InputError("the bundle holds no portfolio; there is nothing to draw")
+        draw_portfolio(content.portfolio, portfolio_picture)
     if as_json:
         # Not through rich, which would wrap long lines.
         print(json.dumps(content.info(), indent=2))
     else:
         _show_bundle(content)
-    if picture is not None:
-        say(f"wrote {picture}")
+    for path in (picture, portfolio_picture):
+        if path is not None:
+            say(f"wrote {path}")
 
 
 def _show_bundle(bundle: Bundle) -> None:
@@ -70,6 +82,34 @@ def _show_bundle(bundle: Bundle) -> None:
         for grid in grids(bundle):
             out.print()
             out.print(heat_map(grid, out.width))
+    if bundle.portfolio is not None:
+        _show_portfolio(bundle.portfolio)
+
+
+def _show_portfolio(portfolio: Portfolio) -> None:
+    from steer.portfolio_picture import shares
+
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("portfolio", "serves", "KL", *portfolio.traits):
+        table.add_column(heading, justify="left" if heading == "portfolio" else "right")
+    table.add_column("made of", overflow="fold")
+    rows = zip((0, *portfolio.kept), shares(portfolio).tolist(), strict=True)
+    for number, (index, share) in enumerate(rows):
+        candidate = portfolio.candidates[index]
+        mixture = ", ".join(
+            f"{c:.2f} {name}"
+            for name, c in zip(portfolio.traits, candidate.coefficients, strict=True)
+            if c
+        )
+        table.add_row(
+            "unsteered" if number == 0 else f"entry {number}",
+            f"{share:.0%}",
+            f"{portfolio.kl[index]:.3f}",
+            *(f"{reward:.2f}" for reward in portfolio.mean_rewards[index].tolist()),
+            Text(f"{mixture}; {candidate.family}" if mixture else "nothing"),
+        )
+    out.print(table)
+    out.print(Text(f"{portfolio.certificate}."), soft_wrap=True)
 
 
 def _plain(value: Any) -> str:
