@@ -82,7 +82,8 @@ import steer
 load = steer.{name}
 imported = time.perf_counter()
 load()
-print(json.dumps({{"import": imported - start, "load": time.perf_counter() - imported}}))
+loaded, ready = time.perf_counter(), time.time()
+print(json.dumps({{"import": imported - start, "load": loaded - imported, "ready": ready}}))
 """
 
 
@@ -346,18 +347,22 @@ def _pair_texts(language_model: LanguageModel, pairs: int, seed: int) -> list[tu
 
 
 def readiness(runs: int) -> dict[str, Any]:
-    """Process start to a model and bundle in memory; the first run only warms the file cache."""
+    """Process start to a model and bundle in memory; the first run only warms the file cache.
+
+    The process tells when it is ready, by the clock that both share: how long it takes to end
+    afterwards is nobody's wait.
+    """
     bundle = data_dir() / "bundles" / DEFAULT_BUNDLE
     name = "load" if bundle.is_file() else "load_model"
     script = READY.format(name=name)
     timings = []
     for _ in range(runs + 1):
-        start = time.perf_counter()
+        start = time.time()
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
         )
-        total = time.perf_counter() - start
-        timings.append({"total": total, **json.loads(done.stdout.splitlines()[-1])})
+        timing = json.loads(done.stdout.splitlines()[-1])
+        timings.append({"total": timing.pop("ready") - start, **timing})
     timings = timings[1:]
     return {
         "what": "model and bundle" if name == "load" else f"model only: there is no {bundle.name}",
