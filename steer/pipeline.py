@@ -468,8 +468,7 @@ def _dose(
 
     def gain(prompts: Sequence[str], answers: Sequence[str]) -> float:
         if measure is None:
-            ratios = log_ratio(language_model, trait, prompts, answers, max_tokens=_JUDGED)
-            return float(np.mean(ratios))
+            return _mean_log_ratio(language_model, trait, prompts, answers, folder)
         return measure.sign * float(np.mean([measure.value(answer) for answer in answers]))
 
     def keep() -> None:
@@ -494,6 +493,30 @@ def _dose(
         )
     except CalibrationError as error:
         raise CalibrationError(f"trait {trait.name!r}: {error}") from error
+
+
+def _mean_log_ratio(
+    language_model: LanguageModel,
+    trait: Trait,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    folder: Path,
+) -> float:
+    """The model's opinion of answers, kept: it takes a minute, also of the unsteered model's."""
+    what = [asdict(trait), list(prompts), list(answers), _JUDGED]
+    what.append(language_model.fingerprint.to_dict())
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / "log-ratios" / f"{trait.name}-{key}.json"
+    if path.exists():
+        try:
+            return float(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{path}: not a stored log-ratio ({error}); delete it") from error
+    ratios = log_ratio(language_model, trait, prompts, answers, max_tokens=_JUDGED)
+    mean = float(np.mean(ratios))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(mean), encoding="utf-8")
+    return mean
 
 
 def _read_trials(path: Path) -> dict[float, DoseTrial]:

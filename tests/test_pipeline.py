@@ -16,7 +16,8 @@ from steer.dose import DoseSearch, DoseTrial
 from steer.edits import compose
 from steer.errors import DataError, InputError
 from steer.generation import Decoding
-from steer.pipeline import Recipe, _read, build
+from steer.likelihood import log_ratio
+from steer.pipeline import Recipe, _mean_log_ratio, _read, build
 from steer.precompute import PortfolioRecipe
 from steer.prompts import Prompt
 from steer.search import Effort
@@ -68,6 +69,27 @@ def test_damaged_activations_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DataError, match="delete it"):
         _read(language_model, "calm", SEQUENCES, [1], Recipe(), tmp_path)
+
+
+def test_opinions_are_formed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    language_model = tiny("llama")
+    calm, loud = (Trait(name, ["Be calm."], ["Be loud."]) for name in ("calm", "loud"))
+    prompts, answers = ["Why?", "How?"], ["So.", "Thus it is."]
+    expected = log_ratio(language_model, calm, prompts, answers).mean()
+    assert _mean_log_ratio(language_model, calm, prompts, answers, tmp_path) == expected
+    monkeypatch.setattr(pipeline, "log_ratio", refuse)
+    assert _mean_log_ratio(language_model, calm, prompts, answers, tmp_path) == expected
+    for trait, asked, said in (
+        (loud, prompts, answers),
+        (calm, prompts[::-1], answers),
+        (calm, prompts, answers[::-1]),
+    ):
+        with pytest.raises(AssertionError, match="read again"):
+            _mean_log_ratio(language_model, trait, asked, said, tmp_path)
+    (path,) = (tmp_path / "log-ratios").iterdir()
+    path.write_text("[")
+    with pytest.raises(DataError, match="delete it"):
+        _mean_log_ratio(language_model, calm, prompts, answers, tmp_path)
 
 
 def made_pairs(trait: str, prompts: list[Prompt]) -> PairSet:
