@@ -43,7 +43,7 @@ from steer.portfolio import Portfolio
 from steer.precompute import PortfolioRecipe, precompute
 from steer.prompts import load_prompts
 from steer.resources import atomic_path, cache_dir
-from steer.rewards import default_reward
+from steer.rewards import Reward, default_reward
 from steer.subspace import Subspace, choose_layers, fit_subspace
 from steer.traits import Trait, load_traits
 from steer.versions import versions
@@ -144,10 +144,102 @@ def build(
         raise InputError(f"portfolio: {missing[0]!r} is not among the traits that are built")
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
     folder = Path(work_dir) if work_dir is not None else _work_dir(language_model, recipe)
+    built = _build_traits(language_model, chosen, recipe, folder, progress, on_subspace)
+    made = None
+    if portfolio is not None:
+        made = _portfolio(language_model, portfolio, recipe, folder, built, progress)
+    return Bundle(
+        model=language_model.name,
+        fingerprint=language_model.fingerprint,
+        scope=recipe.scope,
+        traits=built.entries,
+        settings=_json(
+            {
+                "recipe": asdict(recipe),
+                "sampling": asdict(SAMPLING),
+                "portfolio": None if portfolio is None else asdict(portfolio),
+            }
+        ),
+        versions=versions(),
+        portfolio=made,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SearchSpace:
+    """What a search for a portfolio mixes, rewards and asks.
+
+    Attributes:
+        families: By name, an edit a trait at its default dose; a family is a choice of layers.
+        rewards: What each trait earns, in the same order.
+        prompts: Develop prompts.
+        scope: Where edits act.
+    """
+
+    families: Mapping[str, tuple[Edit, ...]]
+    rewards: tuple[Reward, ...]
+    prompts: tuple[str, ...]
+    scope: Scope
+
+
+def search_space(
+    language_model: LanguageModel,
+    traits: Sequence[Trait | str],
+    *,
+    recipe: Recipe | None = None,
+    work_dir: str | Path | None = None,
+    progress: bool = False,
+) -> SearchSpace:
+    """What `build` searches for a portfolio with, for searches of one's own.
+
+    Args:
+        language_model: The model.
+        traits: Whose edits are mixed.
+        recipe: How they are built.
+        work_dir: Of a build; what it already holds is not made again.
+        progress: Show progress bars when on a terminal.
+
+    Raises:
+        InputError: As `build`.
+        DataError: As `build`.
+        CalibrationError: As `build`.
+    """
+    recipe = recipe or Recipe()
+    folder = Path(work_dir) if work_dir is not None else _work_dir(language_model, recipe)
+    built = _build_traits(language_model, _traits(traits), recipe, folder, progress, None)
+    return _search_space(language_model, tuple(built.entries), recipe, built)
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What a trait's edit was made of."""
+
+    trait: Trait
+    pairs: PairSet
+    subspace: Subspace
+
+
+@dataclass(frozen=True, eq=False)
+class _Built:
+    """Traits with what their edits were made of."""
+
+    entries: Mapping[str, TraitEntry]
+    sources: Mapping[str, _Source]
+    context: _Context
+
+
+def _build_traits(
+    language_model: LanguageModel,
+    traits: Sequence[Trait],
+    recipe: Recipe,
+    folder: Path,
+    progress: bool,
+    on_subspace: Callable[[PairSet, Subspace], None] | None,
+) -> _Built:
     context = _prepare(language_model, recipe, folder)
     entries: dict[str, TraitEntry] = {}
     sources: dict[str, _Source] = {}
-    bar = tqdm(chosen, desc="traits", disable=None if progress else True)
+    bar = tqdm(traits, desc="traits", disable=None if progress else True)
     for trait in bar:
         bar.set_postfix_str(trait.name)
         pair_set = generate_pairs(
@@ -166,41 +258,41 @@ def build(
                 f"trait {trait.name!r}: its pairs hardly agree on a direction (reliability "
                 f"{subspace.reliability:.2f} < {LOW_RELIABILITY}); expect a weak or uneven effect",
                 LowReliabilityWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         sources[trait.name] = _Source(trait, pair_set, subspace)
         entries[trait.name] = _build_trait(
             language_model, trait, recipe, folder, context, pair_set, subspace
         )
-    made = None
-    if portfolio is not None:
-        made = _portfolio(
-            language_model, portfolio, recipe, folder, context, entries, sources, progress
+    return _Built(entries, sources, context)
+
+
+def _search_space(
+    language_model: LanguageModel, names: Sequence[str], recipe: Recipe, built: _Built
+) -> SearchSpace:
+    """The traits' own edits, and those at the middle layers."""
+    families = {"own layers": tuple(built.entries[name].edit for name in names)}
+    if recipe.layers != "middle":
+        middle = []
+        for name in names:
+            subspace, dose = built.sources[name].subspace, built.entries[name].dose
+            layers = candidate_layers(subspace, "middle")["middle"]
+            edit = make_edit(subspace, layers, recipe.method)
+            point = calibrate(language_model, edit, (), kl=dose, meter=built.context.meter)
+            middle.append(point.factor * edit)
+        families["middle layers"] = tuple(middle)
+    prompts = {prompt.id: prompt.text for prompt in load_prompts("extract")}
+    rewards = tuple(
+        default_reward(
+            language_model,
+            source.trait,
+            [prompts[pair.positive.prompt_id] for pair in source.pairs.pairs],
+            source.pairs,
         )
-    return Bundle(
-        model=language_model.name,
-        fingerprint=language_model.fingerprint,
-        scope=recipe.scope,
-        traits=entries,
-        settings=_json(
-            {
-                "recipe": asdict(recipe),
-                "sampling": asdict(SAMPLING),
-                "portfolio": None if portfolio is None else asdict(portfolio),
-            }
-        ),
-        versions=versions(),
-        portfolio=made,
+        for source in (built.sources[name] for name in names)
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """What a trait's edit was made of."""
-
-    trait: Trait
-    pairs: PairSet
-    subspace: Subspace
+    develop = (*built.context.prompts, *built.context.confirm)
+    return SearchSpace(families, rewards, develop, recipe.scope)
 
 
 def _portfolio(
@@ -208,43 +300,22 @@ def _portfolio(
     wanted: PortfolioRecipe,
     recipe: Recipe,
     folder: Path,
-    context: _Context,
-    entries: Mapping[str, TraitEntry],
-    sources: Mapping[str, _Source],
+    built: _Built,
     progress: bool,
 ) -> Portfolio:
-    """A portfolio of the traits' own edits, and of those at the middle layers."""
-    families: dict[str, list[Edit]] = {"own layers": [entries[n].edit for n in wanted.traits]}
-    if recipe.layers != "middle":
-        families["middle layers"] = []
-        for name in wanted.traits:
-            subspace = sources[name].subspace
-            layers = candidate_layers(subspace, "middle")["middle"]
-            edit = make_edit(subspace, layers, recipe.method)
-            point = calibrate(language_model, edit, (), kl=entries[name].dose, meter=context.meter)
-            families["middle layers"].append(point.factor * edit)
-    prompts = {prompt.id: prompt.text for prompt in load_prompts("extract")}
-    rewards = [
-        default_reward(
-            language_model,
-            sources[name].trait,
-            [prompts[pair.positive.prompt_id] for pair in sources[name].pairs.pairs],
-            sources[name].pairs,
-        )
-        for name in wanted.traits
-    ]
+    space = _search_space(language_model, wanted.traits, recipe, built)
     digest = hashlib.sha256(json.dumps([asdict(wanted), recipe.seed], sort_keys=True).encode())
-    for edit in (edit for edits in families.values() for edit in edits):
+    for edit in (edit for edits in space.families.values() for edit in edits):
         digest.update(_edit_bytes(edit))
     (folder / "portfolios").mkdir(parents=True, exist_ok=True)
     return precompute(
         language_model,
-        families,
-        rewards,
-        (*context.prompts, *context.confirm)[: wanted.prompts],
+        space.families,
+        space.rewards,
+        space.prompts[: wanted.prompts],
         wanted,
         path=folder / "portfolios" / f"{digest.hexdigest()[:16]}.jsonl",
-        scope=recipe.scope,
+        scope=space.scope,
         seed=recipe.seed,
         progress=progress,
     )
