@@ -43,7 +43,7 @@ from steer.portfolio import Portfolio
 from steer.precompute import PortfolioRecipe, precompute
 from steer.prompts import load_prompts
 from steer.resources import atomic_path, cache_dir
-from steer.rewards import Reward, default_reward
+from steer.rewards import default_reward
 from steer.subspace import Subspace, choose_layers, fit_subspace
 from steer.traits import Trait, load_traits
 from steer.versions import versions
@@ -167,17 +167,17 @@ def build(
 
 @dataclass(frozen=True, eq=False)
 class SearchSpace:
-    """What a search for a portfolio mixes, rewards and asks.
+    """What a search for a portfolio mixes and asks, and what rewards can be fitted to.
 
     Attributes:
         families: By name, an edit a trait at its default dose; a family is a choice of layers.
-        rewards: What each trait earns, in the same order.
+        pairs: Contrast pairs by trait.
         prompts: Develop prompts.
         scope: Where edits act.
     """
 
     families: Mapping[str, tuple[Edit, ...]]
-    rewards: tuple[Reward, ...]
+    pairs: Mapping[str, PairSet]
     prompts: tuple[str, ...]
     scope: Scope
 
@@ -281,18 +281,15 @@ def _search_space(
             point = calibrate(language_model, edit, (), kl=dose, meter=built.context.meter)
             middle.append(point.factor * edit)
         families["middle layers"] = tuple(middle)
-    prompts = {prompt.id: prompt.text for prompt in load_prompts("extract")}
-    rewards = tuple(
-        default_reward(
-            language_model,
-            source.trait,
-            [prompts[pair.positive.prompt_id] for pair in source.pairs.pairs],
-            source.pairs,
-        )
-        for source in (built.sources[name] for name in names)
-    )
+    pairs = {name: built.sources[name].pairs for name in names}
     develop = (*built.context.prompts, *built.context.confirm)
-    return SearchSpace(families, rewards, develop, recipe.scope)
+    return SearchSpace(families, pairs, develop, recipe.scope)
+
+
+def plain_prompts(pair_set: PairSet) -> list[str]:
+    """The extract prompts of contrast pairs, in their order, without instructions."""
+    texts = {prompt.id: prompt.text for prompt in load_prompts("extract")}
+    return [texts[pair.positive.prompt_id] for pair in pair_set.pairs]
 
 
 def _portfolio(
@@ -307,11 +304,15 @@ def _portfolio(
     digest = hashlib.sha256(json.dumps([asdict(wanted), recipe.seed], sort_keys=True).encode())
     for edit in (edit for edits in space.families.values() for edit in edits):
         digest.update(_edit_bytes(edit))
+    rewards = [
+        default_reward(language_model, source.trait, plain_prompts(source.pairs), source.pairs)
+        for source in (built.sources[name] for name in wanted.traits)
+    ]
     (folder / "portfolios").mkdir(parents=True, exist_ok=True)
     return precompute(
         language_model,
         space.families,
-        space.rewards,
+        rewards,
         space.prompts[: wanted.prompts],
         wanted,
         path=folder / "portfolios" / f"{digest.hexdigest()[:16]}.jsonl",

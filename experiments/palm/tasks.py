@@ -1,0 +1,186 @@
+"""The tasks of the portfolio experiments: which traits are mixed, and what is rewarded.
+
+Three tasks mirror those of PALM (arXiv 2604.04144), which trains policies for conciseness and
+helpfulness, safety and helpfulness, and helpful, harmless and humorous answers. The fourth shows
+scale. A reward is not the measure by which its trait's dose was chosen, where there are two:
+
+    conciseness   words of the answer, 1 at 15, 0 at the cap of the decoding and beyond
+    helpfulness   relevance: similarity of the answer to its prompt
+    safety        the unedited model's own log-ratio: nothing else here tells cautious answers
+    humor         a probe on sentence embeddings, fitted to the contrast pairs
+    simplicity    Coleman-Liau grade
+    formality     casual marks, scaled by the contrast pairs
+    warmth        warm words, scaled by the contrast pairs
+    positivity    VADER sentiment of the sentences
+
+The trait whose edits serve helpfulness is detail-by-example.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from steer.cover import Closeness, uniform_weights
+from steer.embedding_reward import EmbeddingReward
+from steer.evaluation import Evaluator
+from steer.generation import Decoding
+from steer.models import LanguageModel
+from steer.objective import Objective
+from steer.pipeline import Recipe, SearchSpace, plain_prompts
+from steer.portfolio import Candidate
+from steer.rewards import (
+    LogRatioReward,
+    RelevanceReward,
+    Reward,
+    length_reward,
+    measure_reward,
+    readability_reward,
+    sentiment_reward,
+)
+from steer.search import Effort
+from steer.traits import load_traits
+
+RESULTS = Path(__file__).parents[1] / "results" / "palm"
+# Answers are cut here, which is short: a search measures hundreds of edits. Loops come later than
+# this; doses are chosen on whole answers (steer/dose.py).
+DECODING = Decoding(max_new_tokens=96)
+CUT_WORDS = 72  # what fits
+PROMPTS = 16
+JUDGED = 48
+OBJECTIVE = Objective()
+SERVED = 0.02
+EFFORT = Effort(first=24, batch=4, rounds=2)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is traded off.
+
+    Attributes:
+        name: For files and the command line.
+        title: For tables.
+        traits: Whose edits are mixed, d of them.
+        rewards: What each of the d is rewarded by, in the same order.
+        closeness: Of the cover whose weights are searched for.
+        full: Search for every weight of the cover too, to compare with.
+    """
+
+    name: str
+    title: str
+    traits: tuple[str, ...]
+    rewards: tuple[str, ...]
+    closeness: Closeness
+    full: bool = True
+
+
+FINE = Closeness(0.4, 0.0125)  # the paper's
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "concise-helpful",
+            "conciseness × helpfulness",
+            ("brevity", "detail-by-example"),
+            ("conciseness", "helpfulness"),
+            FINE,
+        ),
+        Task(
+            "safe-helpful",
+            "safety × helpfulness",
+            ("safety", "detail-by-example"),
+            ("safety", "helpfulness"),
+            FINE,
+        ),
+        Task(
+            "helpful-harmless-humor",
+            "helpful × harmless × humor",
+            ("detail-by-example", "safety", "humor"),
+            ("helpfulness", "safety", "humor"),
+            FINE,
+        ),
+        Task(
+            "six-traits",
+            "six traits",
+            ("brevity", "simplicity", "formality", "warmth", "positivity", "humor"),
+            ("conciseness", "simplicity", "formality", "warmth", "positivity", "humor"),
+            Closeness(0.5, 0.05),
+            full=False,
+        ),
+    )
+}
+
+
+def recipe(quick: bool) -> Recipe:
+    """The default recipe, or one that only shows that the scripts run."""
+    if not quick:
+        return Recipe()
+    return Recipe(
+        prompts=12,
+        develop_prompts=8,
+        confirm_prompts=0,
+        kls=(0.1,),
+        decoding=Decoding(max_new_tokens=16),
+    )
+
+
+def effort(quick: bool) -> Effort:
+    """How hard an oracle tries."""
+    return Effort(first=4, batch=2, rounds=1, pool=32) if quick else EFFORT
+
+
+def reward(name: str, trait: str, model: LanguageModel, space: SearchSpace) -> Reward:
+    """A reward of the table above, by its name."""
+    pairs = space.pairs[trait]
+    if name == "conciseness":
+        return length_reward(15, CUT_WORDS)
+    if name == "helpfulness":
+        return RelevanceReward()
+    if name == "simplicity":
+        return readability_reward()
+    if name == "positivity":
+        return sentiment_reward()
+    if name == "humor":
+        return EmbeddingReward.fitted(pairs)
+    if name in ("formality", "warmth"):
+        return measure_reward(name, pairs)
+    asked = plain_prompts(pairs)
+    return LogRatioReward.calibrated(model, load_traits()[trait], asked, pairs, max_tokens=JUDGED)
+
+
+def evaluator(
+    model: LanguageModel,
+    task: Task,
+    space: SearchSpace,
+    prompts: Sequence[str],
+    path: Path,
+    *,
+    quick: bool,
+) -> Evaluator:
+    """Measures edits of a task, and keeps what it measured in a file."""
+    rewards = [
+        reward(name, trait, model, space)
+        for name, trait in zip(task.rewards, task.traits, strict=True)
+    ]
+    return Evaluator(
+        model,
+        space.families,
+        prompts,
+        rewards,
+        path=path,
+        decoding=Decoding(max_new_tokens=12) if quick else DECODING,
+        scope=space.scope,
+        progress=True,
+    )
+
+
+def composed(task: Task) -> list[Candidate]:
+    """What a user's weights give without a portfolio: the weighted sum of the traits' edits."""
+    d = len(task.traits)
+    parts = {2: 10, 3: 5}.get(d, 2)
+    weights = uniform_weights(d, math.comb(parts + d - 1, d - 1))
+    return [Candidate("own layers", tuple(row)) for row in np.round(weights, 3).tolist()]
