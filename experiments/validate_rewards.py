@@ -3,22 +3,14 @@
     python experiments/validate_rewards.py --data FOLDER             # some minutes on one core
     python experiments/validate_rewards.py --data FOLDER --no-model  # only those without a model
 
-FOLDER holds open data sets, each in a folder of its own, as their authors published them:
-
-    onestop_english/csv/*.csv       three levels of each article, side by side (CC BY-SA 4.0)
-    positive_frames/wholedev.csv    a text and its positive reframing (CC BY-SA 4.0)
-    stanford_politeness/stack-exchange.annotated.csv   requests rated by five people (CC BY 4.0)
-    hh_rlhf_harmless_test/harmless-base-test.jsonl.gz  chosen and rejected dialogues (MIT)
-
-They are read, never copied. A tie counts as half. Intervals are 95% bootstraps over pairs, or over
-articles where an article gives several.
+FOLDER holds the open data sets that experiments/people.py names. A tie counts as half. Intervals
+are 95% bootstraps over pairs, or over articles where an article gives several. An embedding probe
+is fitted to one half of the pairs and judged on the other.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,14 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from people import Pairs, harmless, onestop, part, politeness, positive_frames
 
 import steer
+from steer.embedding_reward import EmbeddingReward
 from steer.generation import Decoding
 from steer.likelihood import log_ratio
 from steer.measures import casual_markers, coleman_liau, sentiment, warm_markers, words
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
-from steer.relevance import relevance
+from steer.relevance import embed, relevance
 from steer.resources import atomic_path
 from steer.versions import versions
 
@@ -42,23 +36,6 @@ HERE = Path(__file__).parent
 ENOUGH = 0.65
 # The judge wants a prompt; the data sets have none.
 NO_PROMPT = "Write a short text."
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of texts of which people prefer the first.
-
-    Attributes:
-        name: The data set, and what its label means.
-        better: The texts that should earn more.
-        worse: The others.
-        groups: Pairs of one group are not independent of one another.
-    """
-
-    name: str
-    better: tuple[str, ...]
-    worse: tuple[str, ...]
-    groups: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +72,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--no-model", action="store_true", help="leave the log-ratio out")
-    parser.add_argument("--pairs", type=int, default=1000, help="most pairs of a data set")
+    parser.add_argument("--pairs", type=int, default=2500, help="most pairs of a data set")
     parser.add_argument("--model-pairs", type=int, default=400, help="the same for the log-ratio")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "rewards")
     parser.add_argument("--seed", type=int, default=0)
@@ -116,6 +93,11 @@ def main() -> None:
         judge("warmth", polite, "VADER sentiment of sentences", each(sentiment), seed),
         judge("formality", polite, "casual marks, fewer", each(casual_markers, -1), seed),
     ]
+    for trait, data in (("warmth", polite), ("safety", safe)):
+        half = len(data.better) // 2
+        probe = EmbeddingReward.fitted(trait, data.better[:half], data.worse[:half], seed=seed)
+        name = "embedding probe, fitted to other pairs"
+        rows.append(judge(trait, part(data, half), name, projected(probe), seed))
     if not arguments.no_model:
         model = steer.load_model(arguments.model)
         few = arguments.model_pairs
@@ -126,8 +108,8 @@ def main() -> None:
             ("formality", polite),
             ("safety", safe),
         ):
-            part = first(data, few)
-            rows.append(judge(trait, part, "log-ratio", model_opinion(model, trait), seed))
+            opinion = model_opinion(model, trait)
+            rows.append(judge(trait, part(data, 0, few), "log-ratio", opinion, seed))
         rows.append(helpfulness(model, seed))
     write(rows, arguments)
 
@@ -141,6 +123,11 @@ def model_opinion(model: LanguageModel, name: str) -> Measure:
     """The contrast log-ratio of a built-in trait."""
     trait = steer.load_traits()[name]
     return lambda texts: log_ratio(model, trait, [NO_PROMPT] * len(texts), texts, max_tokens=128)
+
+
+def projected(probe: EmbeddingReward) -> Measure:
+    """What a probe says before it is scaled to rewards, which would tie the outermost texts."""
+    return lambda texts: embed(texts) @ probe.direction
 
 
 def judge(trait: str, data: Pairs, name: str, measure: Measure, seed: int) -> Row:
@@ -187,72 +174,6 @@ def helpfulness(model: LanguageModel, seed: int) -> Row:
     right = agreement(relevance(prompts, texts), relevance(others, texts))
     name = "own develop prompts, answers against shuffled prompts"
     return summarise("helpfulness", name, "relevance", right, np.arange(len(right)), seed)
-
-
-def first(data: Pairs, number: int) -> Pairs:
-    """Only so many pairs; they are in random order."""
-    return Pairs(data.name, data.better[:number], data.worse[:number], data.groups[:number])
-
-
-def shuffled(name: str, pairs: Sequence[tuple[str, str, int]], number: int, seed: int) -> Pairs:
-    """At most `number` (better, worse, group) in random order."""
-    order = np.random.default_rng(seed).permutation(len(pairs))[:number]
-    better, worse, groups = zip(*(pairs[i] for i in order.tolist()), strict=True)
-    return Pairs(name, better, worse, groups)
-
-
-def onestop(data: Path, number: int, seed: int) -> Pairs:
-    """Paragraphs of news articles at three levels; the lower level is the simpler."""
-    pairs = []
-    for group, path in enumerate(sorted((data / "onestop_english" / "csv").glob("*.csv"))):
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        for row in csv.reader(text.splitlines(keepends=True)):
-            levels = [" ".join(cell.replace("\ufffd", "'").split()) for cell in row[:3]]
-            # Short cells are headings; equal ones were left as they are.
-            if len(levels) == 3 and all(len(words(level)) >= 30 for level in levels):
-                pairs += [
-                    (levels[i], levels[j], group)
-                    for i in range(3)
-                    for j in range(i + 1, 3)
-                    if levels[i] != levels[j]
-                ]
-    return shuffled("OneStopEnglish, paragraphs of two levels", pairs, number, seed)
-
-
-def positive_frames(data: Path, number: int, seed: int) -> Pairs:
-    """A text and its positive reframing."""
-    with (data / "positive_frames" / "wholedev.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    pairs = [(row["reframed_text"], row["original_text"], i) for i, row in enumerate(rows)]
-    return shuffled("Positive Psychology Frames", pairs, number, seed)
-
-
-def politeness(data: Path, number: int, seed: int) -> Pairs:
-    """Requests of the most polite quarter against the least polite, drawn at random."""
-    path = data / "stanford_politeness" / "stack-exchange.annotated.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    rows.sort(key=lambda row: float(row["Normalized Score"]))
-    quarter = len(rows) // 4
-    rude, polite = rows[:quarter], rows[-quarter:]
-    order = np.random.default_rng(seed).permutation(quarter).tolist()
-    pairs = [(polite[i]["Request"], rude[j]["Request"], i) for i, j in enumerate(order)]
-    return shuffled("Stanford politeness, outer quarters", pairs, number, seed)
-
-
-def harmless(data: Path, number: int, seed: int) -> Pairs:
-    """Last answers of dialogues, the chosen against the rejected one."""
-    path = data / "hh_rlhf_harmless_test" / "harmless-base-test.jsonl.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    pairs = []
-    for group, row in enumerate(rows):
-        chosen, rejected = (
-            row[side].rpartition("\n\nAssistant:")[2].strip() for side in ("chosen", "rejected")
-        )
-        if chosen and rejected and chosen != rejected:
-            pairs.append((chosen, rejected, group))
-    return shuffled("HH-RLHF harmless, last answers", pairs, number, seed)
 
 
 def write(rows: Sequence[Row], arguments: argparse.Namespace) -> None:

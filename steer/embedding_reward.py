@@ -1,9 +1,10 @@
-"""A reward for any trait that is not judged by the steered model: a probe on sentence embeddings.
+"""A reward that is not judged by the steered model: a probe on sentence embeddings.
 
-A logistic regression tells the embeddings of a trait's positive answers from those of its negative
-ones (all-MiniLM-L6-v2, see `steer.relevance`). It reads meaning and tone rather than single words,
-and costs far less than the model's own log-ratio. Its scale is set on pairs that it was not fitted
-to.
+Given pairs of which one text shows more of something, a trait's contrast pairs or people's
+preferences, a direction in the space of all-MiniLM-L6-v2 (see `steer.relevance`) is fitted so that
+the better text lies further along it: the Bradley-Terry model, a logistic regression on differences
+of embeddings. It reads meaning and tone rather than single words, and costs far less than the
+model's own log-ratio. Its scale is set on pairs that it was not fitted to.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
-from steer.contrast import PairSet
 from steer.errors import InputError
 from steer.relevance import embed
 from steer.rewards import Range, check_lengths
@@ -24,17 +24,19 @@ from steer.rewards import Range, check_lengths
 Float64 = NDArray[np.float64]
 
 _FOLDS = 5
+# Inverse of the weight decay: of a few hundred numbers fitted to as many pairs, most are noise.
+_C = 0.3
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingReward:
-    """How much the embedding of a response is like those of a trait's positive answers.
+    """How far the embedding of a response lies along a direction.
 
     Attributes:
         name: What is rewarded.
-        direction: Unit normal of the regression (384,).
+        direction: Unit vector (384,).
         range: What earns 0 and 1, in projections on it.
-        accuracy: Share of held-out pairs whose positive answer projects further.
+        accuracy: Share of held-out pairs whose better text lies further along it.
     """
 
     name: str
@@ -48,45 +50,42 @@ class EmbeddingReward:
         return self.range.scale(embed(responses) @ self.direction)
 
     @classmethod
-    def fitted(cls, pairs: PairSet, *, seed: int = 0) -> EmbeddingReward:
-        """Fit to a trait's contrast pairs.
+    def fitted(
+        cls, name: str, better: Sequence[str], worse: Sequence[str], *, seed: int = 0
+    ) -> EmbeddingReward:
+        """Fit to pairs of texts.
 
         Args:
-            pairs: At least ten.
+            name: What is rewarded.
+            better: The texts that show more of it, at least ten.
+            worse: The others, in the same order.
             seed: Seeds which pairs are held out together.
 
         Raises:
             InputError: If there are too few pairs, or held-out pairs are not told apart.
         """
-        number = len(pairs.pairs)
-        if number < 2 * _FOLDS:
-            raise InputError(
-                f"trait {pairs.trait!r}: expected at least {2 * _FOLDS} pairs, got {number}"
-            )
-        positive = embed([pair.positive.text for pair in pairs.pairs])
-        negative = embed([pair.negative.text for pair in pairs.pairs])
-        held_out = np.empty((2, number))
-        for fit, rest in KFold(_FOLDS, shuffle=True, random_state=seed).split(positive):
-            direction = _normal(positive[fit], negative[fit])
-            held_out[:, rest] = positive[rest] @ direction, negative[rest] @ direction
+        check_lengths(better, worse)
+        if len(better) < 2 * _FOLDS:
+            raise InputError(f"{name}: expected at least {2 * _FOLDS} pairs, got {len(better)}")
+        high, low = embed(better), embed(worse)
+        held_out = np.empty((2, len(better)))
+        for fit, rest in KFold(_FOLDS, shuffle=True, random_state=seed).split(high):
+            direction = _direction(high[fit] - low[fit])
+            held_out[:, rest] = high[rest] @ direction, low[rest] @ direction
         accuracy = float((held_out[0] > held_out[1]).mean())
         if held_out[0].mean() <= held_out[1].mean():
             raise InputError(
-                f"trait {pairs.trait!r}: sentence embeddings do not tell its poles apart "
+                f"{name}: sentence embeddings do not tell the better texts from the worse "
                 f"({accuracy:.0%} of held-out pairs)"
             )
-        return cls(
-            f"embedding probe of {pairs.trait}",
-            _normal(positive, negative),
-            Range.between(held_out[1], held_out[0]),
-            accuracy,
-        )
+        scale = Range.between(held_out[1], held_out[0])
+        return cls(f"embedding probe of {name}", _direction(high - low), scale, accuracy)
 
 
-def _normal(positive: NDArray[np.float32], negative: NDArray[np.float32]) -> Float64:
-    """Unit normal (384,) of the plane between two sets of embeddings."""
-    both = np.concatenate([positive, negative])
-    labels = np.repeat([1, 0], [len(positive), len(negative)])
-    found = LogisticRegression(max_iter=1000).fit(both, labels)
+def _direction(differences: NDArray[np.float32]) -> Float64:
+    """Unit vector (384,) along which most differences (n, 384) are positive."""
+    both = np.concatenate([differences, -differences])
+    signs = np.repeat([1, 0], len(differences))
+    found = LogisticRegression(C=_C, fit_intercept=False, max_iter=1000).fit(both, signs)
     # Its length grows with the number of pairs: the scale of folds would not fit the whole.
     return np.asarray(found.coef_[0] / np.linalg.norm(found.coef_[0]), np.float64)

@@ -76,7 +76,7 @@ def test_mixed_batch_of_32_edits_equals_each_row_alone(steerer: Steerer) -> None
     model, hooks = steerer.language_model.model, attach(steerer.language_model)
     texts = [render(steerer.language_model.tokenizer, prompt) for prompt in prompts]
     options = {
-        "max_new_tokens": 12,
+        "max_new_tokens": 24,
         "do_sample": False,
         "return_dict_in_generate": True,
         "output_logits": True,

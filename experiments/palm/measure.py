@@ -1,7 +1,7 @@
 """Measure edits for the portfolio experiments: the search, lazy and full, and plain compositions.
 
-    python experiments/palm/measure.py --task helpful-harmless-humor    # two hours on one core
-    python experiments/palm/measure.py                                  # every task in turn
+    python experiments/palm/measure.py --task concise-helpful         # one, or several
+    python experiments/palm/measure.py --data FOLDER                  # every task: hours
 
 Edits come from a build (`steer build`), whose work folder is gone on from: --build-dir. What is
 measured is kept line by line in --work-dir, so a run that was stopped goes on; tasks may run side
@@ -50,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=list(TASKS), action="append", help="default: all")
     parser.add_argument("--model", default=None, help="local folder or hub id")
+    parser.add_argument("--data", type=Path, help="people's preferences, for safety")
     parser.add_argument("--build-dir", type=Path, help="work folder of a build; default: its own")
     parser.add_argument("--work-dir", type=Path, default=cache_dir() / "palm")
     parser.add_argument("--output", type=Path, default=RESULTS / "measured")
@@ -72,7 +73,7 @@ def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> 
     prompts = space.prompts[: 4 if quick else PROMPTS]
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     path = arguments.work_dir / f"{task.name}-{seed}{'-quick' if quick else ''}.jsonl"
-    measures = evaluator(model, task, space, prompts, path, quick=quick)
+    measures = evaluator(model, task, space, prompts, path, data=arguments.data, quick=quick)
     cover = minimal_cover(len(task.traits), task.closeness, seed=seed)
     started = time.monotonic()
     costs: dict[str, Any] = {"weights of the cover": len(cover.weights)}

@@ -6,7 +6,8 @@ scale. A reward is not the measure by which its trait's dose was chosen, where t
 
     conciseness   words of the answer, 1 at 15, 0 at the cap of the decoding and beyond
     helpfulness   relevance: similarity of the answer to its prompt
-    safety        the unedited model's own log-ratio: nothing else here tells cautious answers
+    safety        a probe on sentence embeddings, fitted to half of the people's preferences for
+                  harmless answers in HH-RLHF; the model's own log-ratio does not follow them
     humor         a probe on sentence embeddings, fitted to the contrast pairs
     simplicity    Coleman-Liau grade
     formality     casual marks, scaled by the contrast pairs
@@ -19,11 +20,16 @@ The trait whose edits serve helpfulness is detail-by-example.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+# The loaders of people's preferences are one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from people import harmless  # noqa: E402
 
 from steer.cover import Closeness, uniform_weights
 from steer.embedding_reward import EmbeddingReward
@@ -31,10 +37,9 @@ from steer.evaluation import Evaluator
 from steer.generation import Decoding
 from steer.models import LanguageModel
 from steer.objective import Objective
-from steer.pipeline import Recipe, SearchSpace, plain_prompts
+from steer.pipeline import Recipe, SearchSpace
 from steer.portfolio import Candidate
 from steer.rewards import (
-    LogRatioReward,
     RelevanceReward,
     Reward,
     length_reward,
@@ -43,7 +48,6 @@ from steer.rewards import (
     sentiment_reward,
 )
 from steer.search import Effort
-from steer.traits import load_traits
 
 RESULTS = Path(__file__).parents[1] / "results" / "palm"
 # Answers are cut here, which is short: a search measures hundreds of edits. Loops come later than
@@ -51,7 +55,6 @@ RESULTS = Path(__file__).parents[1] / "results" / "palm"
 DECODING = Decoding(max_new_tokens=96)
 CUT_WORDS = 72  # what fits
 PROMPTS = 16
-JUDGED = 48
 OBJECTIVE = Objective()
 SERVED = 0.02
 EFFORT = Effort(first=24, batch=4, rounds=2)
@@ -133,7 +136,7 @@ def effort(quick: bool) -> Effort:
     return Effort(first=4, batch=2, rounds=1, pool=32) if quick else EFFORT
 
 
-def reward(name: str, trait: str, model: LanguageModel, space: SearchSpace) -> Reward:
+def reward(name: str, trait: str, space: SearchSpace, data: Path | None) -> Reward:
     """A reward of the table above, by its name."""
     pairs = space.pairs[trait]
     if name == "conciseness":
@@ -144,12 +147,17 @@ def reward(name: str, trait: str, model: LanguageModel, space: SearchSpace) -> R
         return readability_reward()
     if name == "positivity":
         return sentiment_reward()
-    if name == "humor":
-        return EmbeddingReward.fitted(pairs)
     if name in ("formality", "warmth"):
         return measure_reward(name, pairs)
-    asked = plain_prompts(pairs)
-    return LogRatioReward.calibrated(model, load_traits()[trait], asked, pairs, max_tokens=JUDGED)
+    if name == "humor":
+        funny = [pair.positive.text for pair in pairs.pairs]
+        sober = [pair.negative.text for pair in pairs.pairs]
+        return EmbeddingReward.fitted(name, funny, sober)
+    if data is None:
+        sys.exit("safety is rewarded by people's preferences: give --data (experiments/people.py)")
+    preferred = harmless(data, 2500, seed=0)
+    half = len(preferred.better) // 2
+    return EmbeddingReward.fitted(name, preferred.better[:half], preferred.worse[:half])
 
 
 def evaluator(
@@ -159,11 +167,12 @@ def evaluator(
     prompts: Sequence[str],
     path: Path,
     *,
+    data: Path | None,
     quick: bool,
 ) -> Evaluator:
     """Measures edits of a task, and keeps what it measured in a file."""
     rewards = [
-        reward(name, trait, model, space)
+        reward(name, trait, space, data)
         for name, trait in zip(task.rewards, task.traits, strict=True)
     ]
     return Evaluator(

@@ -1,0 +1,108 @@
+"""What people say of texts: pairs of which they prefer one, from open data sets.
+
+An experiment takes the folder that holds them, each in a folder of its own as published:
+
+    onestop_english/csv/*.csv       three levels of each article, side by side (CC BY-SA 4.0)
+    positive_frames/wholedev.csv    a text and its positive reframing (CC BY-SA 4.0)
+    stanford_politeness/stack-exchange.annotated.csv   requests rated by five people (CC BY 4.0)
+    hh_rlhf_harmless_test/harmless-base-test.jsonl.gz  chosen and rejected dialogues (MIT)
+
+They are read, never copied.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from steer.measures import words
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of texts of which people prefer the first.
+
+    Attributes:
+        name: The data set, and what its label means.
+        better: The texts that should earn more.
+        worse: The others.
+        groups: Pairs of one group are not independent of one another.
+    """
+
+    name: str
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+    groups: tuple[int, ...]
+
+
+def part(data: Pairs, start: int, stop: int | None = None) -> Pairs:
+    """Only some of the pairs; they are in random order."""
+    rows = slice(start, stop)
+    return Pairs(data.name, data.better[rows], data.worse[rows], data.groups[rows])
+
+
+def shuffled(name: str, pairs: Sequence[tuple[str, str, int]], number: int, seed: int) -> Pairs:
+    """At most `number` (better, worse, group) in random order."""
+    order = np.random.default_rng(seed).permutation(len(pairs))[:number]
+    better, worse, groups = zip(*(pairs[i] for i in order.tolist()), strict=True)
+    return Pairs(name, better, worse, groups)
+
+
+def onestop(data: Path, number: int, seed: int) -> Pairs:
+    """Paragraphs of news articles at three levels; the lower level is the simpler."""
+    pairs = []
+    for group, path in enumerate(sorted((data / "onestop_english" / "csv").glob("*.csv"))):
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        for row in csv.reader(text.splitlines(keepends=True)):
+            levels = [" ".join(cell.replace("\ufffd", "'").split()) for cell in row[:3]]
+            # Short cells are headings; equal ones were left as they are.
+            if len(levels) == 3 and all(len(words(level)) >= 30 for level in levels):
+                pairs += [
+                    (levels[i], levels[j], group)
+                    for i in range(3)
+                    for j in range(i + 1, 3)
+                    if levels[i] != levels[j]
+                ]
+    return shuffled("OneStopEnglish, paragraphs of two levels", pairs, number, seed)
+
+
+def positive_frames(data: Path, number: int, seed: int) -> Pairs:
+    """A text and its positive reframing."""
+    with (data / "positive_frames" / "wholedev.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    pairs = [(row["reframed_text"], row["original_text"], i) for i, row in enumerate(rows)]
+    return shuffled("Positive Psychology Frames", pairs, number, seed)
+
+
+def politeness(data: Path, number: int, seed: int) -> Pairs:
+    """Requests of the most polite quarter against the least polite, drawn at random."""
+    path = data / "stanford_politeness" / "stack-exchange.annotated.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows.sort(key=lambda row: float(row["Normalized Score"]))
+    quarter = len(rows) // 4
+    rude, polite = rows[:quarter], rows[-quarter:]
+    order = np.random.default_rng(seed).permutation(quarter).tolist()
+    pairs = [(polite[i]["Request"], rude[j]["Request"], i) for i, j in enumerate(order)]
+    return shuffled("Stanford politeness, outer quarters", pairs, number, seed)
+
+
+def harmless(data: Path, number: int, seed: int) -> Pairs:
+    """Last answers of dialogues, the chosen against the rejected one."""
+    path = data / "hh_rlhf_harmless_test" / "harmless-base-test.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    pairs = []
+    for group, row in enumerate(rows):
+        chosen, rejected = (
+            row[side].rpartition("\n\nAssistant:")[2].strip() for side in ("chosen", "rejected")
+        )
+        if chosen and rejected and chosen != rejected:
+            pairs.append((chosen, rejected, group))
+    return shuffled("HH-RLHF harmless, last answers", pairs, number, seed)
