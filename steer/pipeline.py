@@ -56,6 +56,8 @@ LOW_RELIABILITY = 0.1
 # Tokens of an answer that the log-ratio reads: a trait shows early, and reading costs as much as
 # writing.
 _JUDGED = 128
+# Of English prose, roughly: where an answer is cut.
+_WORDS_PER_TOKEN = 0.75
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,13 @@ def _portfolio(
     for edit in (edit for edits in space.families.values() for edit in edits):
         digest.update(_edit_bytes(edit))
     rewards = [
-        default_reward(language_model, source.trait, plain_prompts(source.pairs), source.pairs)
+        default_reward(
+            language_model,
+            source.trait,
+            plain_prompts(source.pairs),
+            source.pairs,
+            longest=_WORDS_PER_TOKEN * wanted.decoding.max_new_tokens,
+        )
         for source in (built.sources[name] for name in wanted.traits)
     ]
     (folder / "portfolios").mkdir(parents=True, exist_ok=True)

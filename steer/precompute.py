@@ -49,8 +49,8 @@ class PortfolioRecipe:
     epsilon: float | None = None
     delta: float | None = None
     closeness: Closeness = Closeness(0.5, 0.05)
-    prompts: int = 24
-    decoding: Decoding = Decoding(max_new_tokens=192)
+    prompts: int = 16
+    decoding: Decoding = Decoding(max_new_tokens=128)
     objective: Objective = Objective()
     effort: Effort = Effort()
     served: float = 0.02

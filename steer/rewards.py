@@ -313,7 +313,12 @@ def check_lengths(prompts: Sequence[str], responses: Sequence[str]) -> None:
 
 
 def default_reward(
-    language_model: LanguageModel, trait: Trait, prompts: Sequence[str], pairs: PairSet
+    language_model: LanguageModel,
+    trait: Trait,
+    prompts: Sequence[str],
+    pairs: PairSet,
+    *,
+    longest: float = 400,
 ) -> Reward:
     """What a trait earns where nothing else is asked for.
 
@@ -325,12 +330,12 @@ def default_reward(
         trait: The trait.
         prompts: The plain prompts of the pairs, in their order.
         pairs: Its contrast pairs.
+        longest: Words at which brevity earns nothing: where answers are cut, as many as fit, since
+            an answer that was cut is not brief.
     """
-    own = {
-        "brevity": length_reward,
-        "simplicity": readability_reward,
-        "positivity": sentiment_reward,
-    }
+    if trait.name == "brevity":
+        return length_reward(min(20, longest / 5), longest)
+    own = {"simplicity": readability_reward, "positivity": sentiment_reward}
     if trait.name in own:
         return own[trait.name]()
     if trait.name in TRAIT_MEASURES:

@@ -593,6 +593,10 @@ def test_build_makes_a_portfolio(steer, builds, tmp_path: Path) -> None:
     fails(steer("build", "--traits", "brevity,warmth", *output), 2, "size")
     fails(steer("build", "--traits", "brevity,warmth", "--size", "3"), 2, "--output")
     assert len(builds) == 1
+    everything = ("build", "--all", "--traits", "brevity,warmth", "--size", "3")
+    assert steer(*everything, *output)[0] == 0
+    assert builds[1][1] is None and builds[1][3] == builds[0][3]
+    fails(steer(*everything, "--trait", "brevity", *output), 2, "exclude each other")
 
 
 def test_build_stops(steer, builds, tmp_path: Path) -> None:

@@ -251,3 +251,9 @@ def test_any_trait_has_a_reward() -> None:
             if ratios[0].mean() < ratios[1].mean():  # a random model; the other way round then
                 trait = Trait(name, positive="In a panic!", negative="Calmly.")
         assert default_reward(model, trait, prompts, texts).name == expected
+    brevity = Trait("brevity", positive="Be brief.", negative="Be long.")
+    for longest in (60, 200):
+        reward = default_reward(model, brevity, prompts, texts, longest=longest)
+        answers = ["word " * (longest - 1), "word " * longest]
+        values = reward(prompts, answers)
+        assert values[0] > values[1] == 0

@@ -33,6 +33,12 @@ def build(
             help="Built-in trait or trait file; repeat for several. Default: all built-in traits.",
         ),
     ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="All built-in traits, also where --traits names those of a portfolio."
+        ),
+    ] = False,
     portfolio: Annotated[
         str | None,
         typer.Option(
@@ -103,8 +109,11 @@ def build(
         raise InputError("--size, --epsilon and --delta are of a portfolio; add --traits A,B,C")
     wanted = PortfolioRecipe(mixed, size, epsilon, delta) if mixed else None
     recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
-    target = _output(output, is_default=model is None and not trait and not mixed)
-    traits = [_trait(name) for name in trait or mixed or ()] or None
+    if everything and trait:
+        raise InputError("--all and --trait exclude each other")
+    names = () if everything else trait or mixed or ()
+    target = _output(output, is_default=model is None and not names)
+    traits = [_trait(name) for name in names] or None
     begin = time.perf_counter()
     try:
         bundle = build_bundle(
