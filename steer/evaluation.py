@@ -186,21 +186,14 @@ class Evaluator:
             with atomic_path(self._path) as temporary:
                 temporary.write_text(json.dumps(header) + "\n", encoding="utf-8")
             return {}
-        try:
-            # A kill can leave half a line at the end; it is measured again.
-            whole = self._path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-            rows = [json.loads(line) for line in whole]
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self._path}: not a readable JSON Lines file: {error}") from error
-        found = rows[0] if rows and isinstance(rows[0], dict) else {}
+        found, lines, known = _read(self._path)
         if changed := [key for key in header if found.get(key) != header[key]]:
             raise DataError(
                 f"{self._path} was made with other settings ({', '.join(changed)} differ); "
                 "choose another folder or delete the file"
             )
         with atomic_path(self._path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
-        known = [self._parse(row) for row in rows[1:]]
+            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         return {evaluation.candidate: evaluation for evaluation in known}
 
     def _header(self) -> dict[str, Any]:
@@ -232,25 +225,47 @@ class Evaluator:
             os.fsync(file.fileno())
         self._known |= {one.candidate: one for one in evaluations}
 
-    def _parse(self, row: Mapping[str, Any]) -> Evaluation:
-        shape = (len(self.prompts), len(self.rewards))
-        try:
-            one = Evaluation(
-                Candidate(row["family"], tuple(map(float, row["coefficients"]))),
-                np.asarray(row["rewards"], np.float64),
-                np.asarray(row["kl"], np.float64),
-                np.asarray(row["fluent"], np.bool_),
-                np.asarray(row["tokens"], np.int64),
-                tuple(map(str, row["texts"])),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{self._path}: a line is not an evaluation ({error!r}); delete the file"
-            ) from error
-        lengths = {len(one.kl), len(one.fluent), len(one.tokens), len(one.texts)}
-        if one.rewards.shape != shape or lengths != {shape[0]}:
-            raise DataError(f"{self._path}: a line is not an evaluation of {shape[0]} prompts")
-        return one
+
+def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
+    """What an `Evaluator` kept in a file, in the order in which it was measured.
+
+    Raises:
+        DataError: If the file cannot be read, or is not one of evaluations.
+    """
+    return _read(path)[2]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[str], tuple[Evaluation, ...]]:
+    """The header, all whole lines, and the evaluations of a file."""
+    try:
+        # A kill can leave half a line at the end; it is measured again.
+        lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable JSON Lines file: {error}") from error
+    header = rows[0] if rows and isinstance(rows[0], dict) else {}
+    return header, lines, tuple(_parse(row, header, path) for row in rows[1:])
+
+
+def _parse(row: Any, header: Mapping[str, Any], path: Path) -> Evaluation:
+    try:
+        shape = (len(header["prompts"]), len(header["rewards"]))
+        one = Evaluation(
+            Candidate(row["family"], tuple(map(float, row["coefficients"]))),
+            np.asarray(row["rewards"], np.float64),
+            np.asarray(row["kl"], np.float64),
+            np.asarray(row["fluent"], np.bool_),
+            np.asarray(row["tokens"], np.int64),
+            tuple(map(str, row["texts"])),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: a line is not an evaluation ({error!r}); delete the file"
+        ) from error
+    lengths = {len(one.kl), len(one.fluent), len(one.tokens), len(one.texts)}
+    if one.rewards.shape != shape or lengths != {shape[0]}:
+        raise DataError(f"{path}: a line is not an evaluation of {shape[0]} prompts")
+    return one
 
 
 def measured(evaluations: Sequence[Evaluation], objective: Objective) -> Measured:

@@ -12,7 +12,7 @@ import pytest
 from steer.chat import render
 from steer.edits import compose
 from steer.errors import DataError, InputError
-from steer.evaluation import Evaluator, measured
+from steer.evaluation import Evaluator, measured, read_evaluations
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import attach
 from steer.likelihood import KLMeter
@@ -90,6 +90,18 @@ def test_what_is_known_is_not_measured_again(
             assert one.texts == other.texts
             for name in ("rewards", "kl", "fluent", "tokens"):
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_file_is_read_without_the_model(model: LanguageModel, tmp_path: Path) -> None:
+    made = an_evaluator(model, tmp_path).evaluate(CANDIDATES)
+    read = read_evaluations(tmp_path / "edits.jsonl")
+    assert [one.candidate for one in read] == CANDIDATES
+    for one, other in zip(made, read, strict=True):
+        assert one.texts == other.texts
+        for name in ("rewards", "kl", "fluent", "tokens"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+    with pytest.raises(DataError, match="not a readable"):
+        read_evaluations(tmp_path / "no.jsonl")
 
 
 @pytest.mark.parametrize("cut", [1, 40])
