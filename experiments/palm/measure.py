@@ -47,21 +47,25 @@ from steer.versions import versions
 
 def main() -> None:
     """Measure the tasks that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments = arguments_of(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    torch.set_num_threads(arguments.threads)
+    model = steer.load_model(arguments.model)
+    for name in arguments.task or TASKS:
+        measure(model, TASKS[name], arguments)
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What every script that runs the model is told."""
     parser.add_argument("--task", choices=list(TASKS), action="append", help="default: all")
     parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--data", type=Path, help="people's preferences, for safety")
     parser.add_argument("--build-dir", type=Path, help="work folder of a build; default: its own")
     parser.add_argument("--work-dir", type=Path, default=cache_dir() / "palm")
-    parser.add_argument("--output", type=Path, default=RESULTS / "measured")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    model = steer.load_model(arguments.model)
-    for name in arguments.task or TASKS:
-        measure(model, TASKS[name], arguments)
+    return parser.parse_args()
 
 
 def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> None:
@@ -105,10 +109,10 @@ def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> 
         "measured edits": len(measures.evaluations),
         "versions": versions(),
     }
-    with atomic_path(arguments.output / f"{task.name}.json") as temporary:
+    with atomic_path(arguments.output / "measured" / f"{task.name}.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     with (
-        atomic_path(arguments.output / f"{task.name}.csv") as temporary,
+        atomic_path(arguments.output / "measured" / f"{task.name}.csv") as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file)

@@ -1,0 +1,171 @@
+"""Portfolios of five on the report prompts, which took no part in anything before.
+
+    python experiments/palm/held_out.py --data FOLDER      # after measure.py; an hour a task
+
+The kept edits, and every edit that was best for some mixture on the develop prompts, answer the
+report prompts. Regret is what routing to the kept ones loses there against the edit that was best
+on the develop prompts. Beside the rewards that were searched with stands a measure that took no
+part: the unedited model's log-ratio between a trait's instructions. Written are held_out.md and,
+for each task, held_out/TASK.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from measure import arguments_of
+from tasks import OBJECTIVE, TASKS, Task, evaluator, recipe
+
+import steer
+from steer.certificate import Measured
+from steer.cover import random_weights
+from steer.evaluation import Evaluation, measured, read_evaluations
+from steer.likelihood import log_ratio
+from steer.models import LanguageModel
+from steer.pipeline import search_space
+from steer.prompts import load_prompts
+from steer.prune import prune_to_size
+from steer.resources import atomic_path
+from steer.route import route
+from steer.traits import load_traits
+from steer.uncertainty import Regret, held_out_regret
+from steer.versions import versions
+
+SIZE = 5
+MIXTURES = 1000
+JUDGED = 50  # answers of an entry that the model gives its opinion of
+
+
+def main() -> None:
+    """Measure the tasks that are asked for; write the tables."""
+    arguments = arguments_of(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    torch.set_num_threads(arguments.threads)
+    model = steer.load_model(arguments.model)
+    for name in arguments.task or TASKS:
+        study(model, TASKS[name], arguments)
+    lines = ["Portfolios of five on report prompts, routed by what develop prompts showed.", ""]
+    for name in TASKS:
+        path = arguments.output / "held_out" / f"{name}.json"
+        if path.exists():
+            lines += [json.loads(path.read_text(encoding="utf-8"))["text"], ""]
+    with atomic_path(arguments.output / "held_out.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> None:
+    """One task."""
+    quick, seed = arguments.quick, arguments.seed
+    suffix = f"{task.name}-{seed}{'-quick' if quick else ''}.jsonl"
+    everything = read_evaluations(arguments.work_dir / suffix)
+    whole = measured(everything, OBJECTIVE)
+    kept = prune_to_size(whole, SIZE)
+    mixtures = random_weights(len(task.traits), MIXTURES, seed)
+    winners = np.unique(whole.value(mixtures).argmax(1)).tolist()
+    chosen = sorted({0, *kept, *winners})
+    space = search_space(
+        model, task.traits, recipe=recipe(quick), work_dir=arguments.build_dir, progress=True
+    )
+    prompts = [prompt.text for prompt in load_prompts("report")[: 6 if quick else None]]
+    path = arguments.work_dir / f"report-{suffix}"
+    measures = evaluator(model, task, space, prompts, path, data=arguments.data, quick=quick)
+    found = measures.evaluate([everything[index].candidate for index in chosen])
+    ours = tuple(chosen.index(index) for index in kept)
+    part = Measured(whole.rewards[chosen], whole.regulariser[chosen])
+    regret = held_out_regret(part, found, ours, OBJECTIVE, mixtures, seed=seed)
+    served = route(part, ours, mixtures)
+    entries = [
+        {
+            "entry": number,
+            "family": found[place].candidate.family,
+            **dict(zip(task.traits, found[place].candidate.coefficients, strict=True)),
+            "serves": float((served == place).mean()),
+            **{
+                f"reward {name}": float(value)
+                for name, value in zip(task.rewards, found[place].rewards.mean(0), strict=True)
+            },
+            "kl": float(found[place].kl.mean()),
+            "fluent": float(found[place].fluent.mean()),
+            "tokens": float(found[place].tokens.mean()),
+            **opinions(model, task, prompts, found[place]),
+        }
+        for number, place in enumerate((0, *ours))
+    ]
+    content = {
+        "command": "python experiments/palm/held_out.py --data FOLDER",
+        "model": model.name,
+        "fingerprint": str(model.fingerprint),
+        "seed": seed,
+        "prompts": len(prompts),
+        "mixtures": MIXTURES,
+        "rivals": len(chosen) - len(ours) - 1,
+        "regret": {"mean": regret.mean, "interval": regret.interval, "worst": regret.worst},
+        "versions": versions(),
+        "text": text(task, regret, entries, len(prompts), len(chosen)),
+    }
+    folder = arguments.output / "held_out"
+    with atomic_path(folder / f"{task.name}.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with (
+        atomic_path(folder / f"{task.name}.csv") as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, list(entries[0]))
+        writer.writeheader()
+        writer.writerows(entries)
+
+
+def opinions(
+    model: LanguageModel, task: Task, prompts: list[str], one: Evaluation
+) -> dict[str, float]:
+    """The unedited model's log-ratio of each trait, nats per token."""
+    known = load_traits()
+    return {
+        f"log-ratio {name}": float(
+            log_ratio(
+                model, known[name], prompts[:JUDGED], one.texts[:JUDGED], max_tokens=64
+            ).mean()
+        )
+        for name in task.traits
+    }
+
+
+def text(
+    task: Task, regret: Regret, entries: list[dict[str, Any]], prompts: int, candidates: int
+) -> str:
+    """A task's table."""
+    columns = [
+        "entry",
+        "serves",
+        *(f"reward {name}" for name in task.rewards),
+        "kl",
+        "fluent",
+        *(f"log-ratio {name}" for name in task.traits),
+    ]
+    low, high = regret.interval
+    return "\n".join(
+        [
+            f"**{task.title}**: {prompts} prompts, {candidates} edits compared. Mean regret "
+            f"{regret.mean:.4f} ({low:.4f} to {high:.4f}), worst mixture {regret.worst:.4f}.",
+            "",
+            "| " + " | ".join(columns) + " |",
+            "|" + "---|" * len(columns),
+            *(
+                "| "
+                + " | ".join(
+                    str(row[name]) if name == "entry" else f"{row[name]:.3f}" for name in columns
+                )
+                + " |"
+                for row in entries
+            ),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
