@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from steer.errors import SteerError
     from steer.generation import Decoding
     from steer.models import LanguageModel, load_model
-    from steer.pipeline import Recipe, build
+    from steer.pipeline import build
     from steer.quick import generate
+    from steer.recipe import Recipe
     from steer.steerer import Steerer, load
     from steer.traits import Trait, load_traits, read_trait
     from steer.versions import __version__
@@ -28,7 +29,7 @@ else:
         "Decoding": "generation",
         "Edit": "edits",
         "LanguageModel": "models",
-        "Recipe": "pipeline",
+        "Recipe": "recipe",
         "SteerError": "errors",
         "Steerer": "steerer",
         "Trait": "traits",

@@ -33,9 +33,9 @@ from steer.generation import Decoding, Generated
 from steer.models import Fingerprint, load_model
 from steer.objective import Objective
 from steer.picture import grids, heat_map
-from steer.pipeline import Recipe
 from steer.portfolio import Candidate, Portfolio
 from steer.precompute import PortfolioRecipe
+from steer.recipe import Recipe
 
 WIDTH, LAYERS, TOKENS = 32, 4, 6
 WORDS = ["<pad>", "</s>", "<unk>", "hello", "world", "short", "kind", "user", "assistant"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steer import pipeline
+from steer import pipeline, trait_edit
 from steer.activations import read_activations
 from steer.bundle import Bundle
 from steer.contrast import Answer, Pair, PairSet
@@ -17,10 +17,12 @@ from steer.edits import compose
 from steer.errors import DataError, InputError
 from steer.generation import Decoding
 from steer.likelihood import log_ratio
-from steer.pipeline import Recipe, _mean_log_ratio, _read, build
+from steer.pipeline import build
 from steer.precompute import PortfolioRecipe
 from steer.prompts import Prompt
+from steer.recipe import Recipe
 from steer.search import Effort
+from steer.trait_edit import _mean_log_ratio, _read
 from steer.traits import Trait
 from tests.models import tiny
 
@@ -35,7 +37,7 @@ def test_activations_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     language_model = tiny("llama")
     expected = read_activations(language_model, SEQUENCES, [1, 3])
     first = _read(language_model, "calm", SEQUENCES, [1, 3], Recipe(), tmp_path)
-    monkeypatch.setattr(pipeline, "read_activations", refuse)
+    monkeypatch.setattr(trait_edit, "read_activations", refuse)
     second = _read(language_model, "calm", SEQUENCES, [1, 3], Recipe(), tmp_path)
     for found in (first, second):
         assert sorted(found) == [1, 3]
@@ -50,7 +52,7 @@ def test_other_activations_are_not_taken_for_them(
 ) -> None:
     language_model = tiny("llama")
     _read(language_model, "calm", SEQUENCES, [1, 3], Recipe(), tmp_path)
-    monkeypatch.setattr(pipeline, "read_activations", refuse)
+    monkeypatch.setattr(trait_edit, "read_activations", refuse)
     with pytest.raises(AssertionError, match="read again"):
         _read(
             tiny("qwen2") if changed == "model" else language_model,
@@ -77,7 +79,7 @@ def test_opinions_are_formed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     prompts, answers = ["Why?", "How?"], ["So.", "Thus it is."]
     expected = log_ratio(language_model, calm, prompts, answers).mean()
     assert _mean_log_ratio(language_model, calm, prompts, answers, tmp_path) == expected
-    monkeypatch.setattr(pipeline, "log_ratio", refuse)
+    monkeypatch.setattr(trait_edit, "log_ratio", refuse)
     assert _mean_log_ratio(language_model, calm, prompts, answers, tmp_path) == expected
     for trait, asked, said in (
         (loud, prompts, answers),
@@ -112,7 +114,7 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
 
     trial = DoseTrial(0.7, 0.05, 1.0, 0.0, 1.0, 8)
     monkeypatch.setattr(pipeline, "generate_pairs", pairs)
-    monkeypatch.setattr(pipeline, "_dose", lambda *args: DoseSearch(trial, trial, (trial,)))
+    monkeypatch.setattr(trait_edit, "_dose", lambda *args: DoseSearch(trial, trial, (trial,)))
     decoding = Decoding(max_new_tokens=6)
     recipe = Recipe(prompts=10, develop_prompts=8, confirm_prompts=0, decoding=decoding)
     wanted = PortfolioRecipe(

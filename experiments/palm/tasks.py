@@ -37,8 +37,9 @@ from steer.evaluation import Evaluator
 from steer.generation import Decoding
 from steer.models import LanguageModel
 from steer.objective import Objective
-from steer.pipeline import Recipe, SearchSpace
+from steer.pipeline import SearchSpace
 from steer.portfolio import Candidate
+from steer.recipe import Recipe
 from steer.rewards import (
     RelevanceReward,
     Reward,

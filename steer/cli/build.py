@@ -100,9 +100,9 @@ def build(
         "confirm_prompts": confirm_prompts,
         "seed": seed,
     }
-    from steer.pipeline import Recipe
     from steer.pipeline import build as build_bundle
     from steer.precompute import PortfolioRecipe
+    from steer.recipe import Recipe
 
     mixed = tuple(name.strip() for name in portfolio.split(",")) if portfolio else None
     if mixed is None and (size, epsilon, delta) != (None, None, None):

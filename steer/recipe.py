@@ -1,0 +1,61 @@
+"""How a bundle is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from steer.activations import Pooling
+from steer.dose import SEARCH_KLS
+from steer.errors import InputError
+from steer.generation import Decoding
+from steer.hooks import Scope
+
+Method = Literal["mean-difference", "svd", "ccs", "probe", "two-step", "two-step-sign-safe"]
+Layers = Literal["ccs-jump", "middle", "gain"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a bundle is built.
+
+    Attributes:
+        method: Which edit is made of a subspace.
+        layers: Which layers are edited: "ccs-jump" (CHAMELEON's rule), "middle" (a fixed window
+            of the model's depth), or "gain" (both are tried, the larger gain on develop prompts
+            is kept).
+        prompts: Number of extract prompts, and so of pairs before any are dropped.
+        develop_prompts: Number of develop prompts on which every dose is tried.
+        confirm_prompts: Number of further ones on which the leading dose is confirmed.
+        pooling: How a response's activations become one vector.
+        scope: Where edits act.
+        kls: Doses that are tried, in nats per token.
+        decoding: How develop prompts are answered.
+        seed: Seeds sampling, CCS and its held-out pairs.
+    """
+
+    method: Method = "mean-difference"
+    layers: Layers = "ccs-jump"
+    prompts: int = 64
+    develop_prompts: int = 40
+    confirm_prompts: int = 60
+    pooling: Pooling = "mean"
+    scope: Scope = "response"
+    kls: tuple[float, ...] = SEARCH_KLS
+    decoding: Decoding = Decoding()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise InputError(f"method: expected one of {get_args(Method)}, got {self.method!r}")
+        if self.layers not in get_args(Layers):
+            raise InputError(f"layers: expected one of {get_args(Layers)}, got {self.layers!r}")
+        for name, split in (("prompts", 300), ("develop_prompts", 100)):
+            if not 8 <= getattr(self, name) <= split:
+                raise InputError(f"{name}: expected 8 to {split}, got {getattr(self, name)}")
+        left = 100 - self.develop_prompts
+        if not 0 <= self.confirm_prompts <= left:
+            raise InputError(
+                f"confirm_prompts: expected 0 to {left}, the develop prompts that are left, got "
+                f"{self.confirm_prompts}"
+            )

@@ -1,0 +1,350 @@
+"""From a trait's contrast pairs to its edit: activations, subspace, layers, dose.
+
+What takes long, activations, dose trials and the model's opinions, is left in a work folder and
+not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from steer.activations import read_activations
+from steer.bundle import TraitEntry
+from steer.chat import render
+from steer.contrast import PairSet
+from steer.dose import DoseSearch, DoseTrial, reference_meter, search_dose
+from steer.edits import Edit, additive, two_step
+from steer.errors import CalibrationError, DataError
+from steer.generation import generate_batch, prompt_tokens
+from steer.likelihood import KLMeter, log_ratio
+from steer.measures import TRAIT_MEASURES
+from steer.models import LanguageModel
+from steer.prompts import load_prompts
+from steer.recipe import Layers, Method, Recipe
+from steer.resources import atomic_path
+from steer.subspace import Subspace, choose_layers, fit_subspace
+from steer.traits import Trait
+
+# Tokens of an answer that the log-ratio reads: a trait shows early, and reading costs as much as
+# writing.
+_JUDGED = 128
+
+
+def edit_bytes(edit: Edit) -> bytes:
+    """What tells an edit from others."""
+    return b"".join(
+        layer.e.tobytes() + (layer.u * layer.c).tobytes() + str(index).encode()
+        for index, layer in edit.layers.items()
+    )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all traits share: develop prompts, the unsteered answers, the divergence meter."""
+
+    prompts: tuple[str, ...]
+    confirm: tuple[str, ...]
+    unsteered: tuple[str, ...]
+    meter: KLMeter
+
+
+def prepare(language_model: LanguageModel, recipe: Recipe, folder: Path) -> Context:
+    """What all traits of a build share.
+
+    Args:
+        language_model: The model.
+        recipe: How the bundle is built.
+        folder: Work folder, where the unsteered answers are kept.
+
+    Raises:
+        DataError: If what the folder holds is damaged.
+    """
+    number = recipe.develop_prompts
+    prompts = [prompt.text for prompt in load_prompts("develop")[: number + recipe.confirm_prompts]]
+    what = [prompts, asdict(recipe.decoding), language_model.fingerprint.to_dict()]
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"unsteered-{key}.json"
+    if not path.exists():
+        texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
+        answers = generate_batch(language_model, texts, recipe.decoding)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps([answer.text for answer in answers]), encoding="utf-8")
+    return Context(
+        tuple(prompts[:number]),
+        tuple(prompts[number:]),
+        _read_texts(path, len(prompts)),
+        reference_meter(language_model, prompts[:8], scope=recipe.scope),
+    )
+
+
+def _read_texts(path: Path, number: int) -> tuple[str, ...]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not stored answers ({error}); delete it") from error
+    if not isinstance(content, list) or len(content) != number:
+        raise DataError(f"{path}: expected {number} stored answers; delete it")
+    return tuple(map(str, content))
+
+
+def build_trait(
+    language_model: LanguageModel,
+    trait: Trait,
+    recipe: Recipe,
+    folder: Path,
+    context: Context,
+    pair_set: PairSet,
+    subspace: Subspace,
+) -> TraitEntry:
+    """A trait's edit at its dose, with what a bundle tells of it.
+
+    Args:
+        language_model: The model.
+        trait: The trait.
+        recipe: How the bundle is built.
+        folder: Work folder, where dose trials are kept.
+        context: From `prepare`.
+        pair_set: The trait's contrast pairs.
+        subspace: From `fit`.
+
+    Raises:
+        CalibrationError: If no dose leaves the answers whole.
+        DataError: If what the folder holds is damaged.
+    """
+    measure = TRAIT_MEASURES.get(trait.name)
+    best: tuple[Edit, DoseSearch, str] | None = None
+    for rule, layers in candidate_layers(subspace, recipe.layers).items():
+        edit = make_edit(subspace, layers, recipe.method)
+        search = _dose(language_model, trait, edit, recipe, folder, context)
+        if best is None or search.chosen.gain > best[1].chosen.gain:
+            best = (edit, search, rule)
+    assert best is not None, "there is at least one layer rule"
+    edit, search, rule = best
+    kept = len(pair_set.pairs)
+    return TraitEntry(
+        name=trait.name,
+        description=trait.description,
+        positive=trait.positive.pole,
+        negative=trait.negative.pole,
+        edit=search.chosen.factor * edit,
+        dose=search.chosen.kl,
+        method=recipe.method,
+        reliability=subspace.reliability,
+        ccs_loss={index: layer.ccs.loss for index, layer in subspace.layers.items()},
+        direction_norm={
+            index: float(np.linalg.norm(layer.mean_difference))
+            for index, layer in subspace.layers.items()
+        },
+        statistics={
+            "layer rule": rule,
+            "factor": search.chosen.factor,
+            "measure": "log-ratio, nats per token" if measure is None else measure.name,
+            "gain on develop prompts": search.chosen.gain,
+            "develop prompts": search.chosen.prompts,
+            "incoherent": search.chosen.incoherent,
+            "incoherent, unsteered": search.unsteered.incoherent,
+            "relevant": search.chosen.relevant,
+            "relevant, unsteered": search.unsteered.relevant,
+            "pairs kept": kept,
+            **{f"pairs dropped, {why}": count for why, count in pair_set.dropped.items()},
+        },
+    )
+
+
+def fit(language_model: LanguageModel, pair_set: PairSet, recipe: Recipe, folder: Path) -> Subspace:
+    """A trait's directions at the layers from a fifth to four fifths of the model's depth.
+
+    Args:
+        language_model: The model.
+        pair_set: The trait's contrast pairs.
+        recipe: How the bundle is built.
+        folder: Work folder, where activations are kept.
+
+    Raises:
+        DataError: If there are fewer than eight pairs, or what the folder holds is damaged.
+    """
+    if len(pair_set.pairs) < 8:
+        raise DataError(
+            f"trait {pair_set.trait!r}: only {len(pair_set.pairs)} usable pairs (dropped: "
+            f"{dict(pair_set.dropped)}); expected at least 8. Use more prompts, or instructions "
+            "that this model follows"
+        )
+    depth = len(language_model.layers)
+    layers = range(round(0.2 * depth), max(round(0.8 * depth), round(0.2 * depth) + 1))
+    answers = [pair.positive for pair in pair_set.pairs]
+    answers += [pair.negative for pair in pair_set.pairs]
+    sequences = [
+        (
+            prompt_tokens(language_model, render(language_model.tokenizer, answer.request)),
+            answer.tokens,
+        )
+        for answer in answers
+    ]
+    read = _read(language_model, pair_set.trait, sequences, layers, recipe, folder)
+    half = len(pair_set.pairs)
+    return fit_subspace(
+        pair_set.trait,
+        {layer: values[:half] for layer, values in read.items()},
+        {layer: values[half:] for layer, values in read.items()},
+        # The pairs of a trait differ by much the same vector everywhere; class-wise means would
+        # subtract exactly that, and CCS then finds nothing (README, "How it works").
+        normalisation="common",
+        seed=recipe.seed,
+    )
+
+
+def _read(
+    language_model: LanguageModel,
+    trait: str,
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    layers: Sequence[int],
+    recipe: Recipe,
+    folder: Path,
+) -> dict[int, NDArray[np.float32]]:
+    """Read activations, or load what an earlier run read of exactly these sequences."""
+    what = [sequences, list(layers), recipe.pooling, language_model.fingerprint.to_dict()]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    path = folder / "activations" / f"{trait}-{key}.safetensors"
+    if path.exists():
+        try:
+            return {int(layer): values for layer, values in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: not stored activations ({error}); delete it") from error
+    read = read_activations(language_model, sequences, layers, pooling=recipe.pooling)
+    with atomic_path(path) as temporary:
+        save_file({str(layer): values for layer, values in read.items()}, temporary)
+    return read
+
+
+def candidate_layers(subspace: Subspace, rule: Layers) -> dict[str, tuple[int, ...]]:
+    """Layer sets by the name of the rule that proposes them; several for rule "gain".
+
+    "middle" is the window from about a quarter to two thirds of the model's depth, the part of the
+    network in which mean-difference edits are reported to work best (arXiv 2312.06681).
+    """
+    losses = {index: layer.ccs.loss for index, layer in subspace.layers.items()}
+    first, last = min(losses), max(losses)
+    middle = range(first + (last - first) // 8, first + round(0.75 * (last - first)) + 1)
+    sets = {"ccs-jump": choose_layers(losses, rule="ccs-jump"), "middle": tuple(middle)}
+    return sets if rule == "gain" else {rule: sets[rule]}
+
+
+def make_edit(subspace: Subspace, layers: Sequence[int], method: Method) -> Edit:
+    """The edit of a subspace at some layers, before its dose is set.
+
+    Additive edits have the length of the mean difference at each layer, spread over the layers,
+    whatever their direction: so factor 1 is of the size of the difference between the poles.
+    """
+    chosen = {layer: subspace.layers[layer] for layer in layers}
+    if method in ("two-step", "two-step-sign-safe"):
+        # CCS's normal points to the positive pole; what is to be removed lies the other way.
+        return two_step(
+            {layer: one.theta_p[0] for layer, one in chosen.items()},
+            {layer: -one.theta_n for layer, one in chosen.items()},
+            sign_safe=method == "two-step-sign-safe",
+        )
+    directions = {
+        "mean-difference": lambda one: one.mean_difference / np.linalg.norm(one.mean_difference),
+        "svd": lambda one: one.theta_p[0],
+        "ccs": lambda one: one.theta_n,
+        "probe": lambda one: one.probe,
+    }
+    return additive(
+        {
+            layer: directions[method](one)
+            * np.float32(np.linalg.norm(one.mean_difference) / len(chosen))
+            for layer, one in chosen.items()
+        }
+    )
+
+
+def _dose(
+    language_model: LanguageModel,
+    trait: Trait,
+    edit: Edit,
+    recipe: Recipe,
+    folder: Path,
+    context: Context,
+) -> DoseSearch:
+    """Search the dose, going on from what an earlier run tried with exactly this edit."""
+    # Everything that a dose's answers hang on, but not which doses are asked for.
+    settings = asdict(recipe)
+    del settings["kls"], settings["confirm_prompts"]
+    key = hashlib.sha256(
+        json.dumps(
+            [asdict(trait), settings, language_model.fingerprint.to_dict()], sort_keys=True
+        ).encode()
+        + edit_bytes(edit)
+    ).hexdigest()[:16]
+    path = folder / "doses" / f"{trait.name}-{key}.json"
+    tried = _read_trials(path) if path.exists() else {}
+    measure = TRAIT_MEASURES.get(trait.name)
+
+    def gain(prompts: Sequence[str], answers: Sequence[str]) -> float:
+        if measure is None:
+            return _mean_log_ratio(language_model, trait, prompts, answers, folder)
+        return measure.sign * float(np.mean([measure.value(answer) for answer in answers]))
+
+    def keep() -> None:
+        trials = {str(kl): asdict(trial) for kl, trial in tried.items()}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(trials, indent=1), encoding="utf-8")
+
+    try:
+        return search_dose(
+            language_model,
+            edit,
+            context.prompts,
+            gain,
+            meter=context.meter,
+            kls=recipe.kls,
+            decoding=recipe.decoding,
+            scope=recipe.scope,
+            confirm=context.confirm,
+            unsteered=context.unsteered,
+            tried=tried,
+            on_trial=keep,
+        )
+    except CalibrationError as error:
+        raise CalibrationError(f"trait {trait.name!r}: {error}") from error
+
+
+def _mean_log_ratio(
+    language_model: LanguageModel,
+    trait: Trait,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    folder: Path,
+) -> float:
+    """The model's opinion of answers, kept: it takes a minute, also of the unsteered model's."""
+    what = [asdict(trait), list(prompts), list(answers), _JUDGED]
+    what.append(language_model.fingerprint.to_dict())
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / "log-ratios" / f"{trait.name}-{key}.json"
+    if path.exists():
+        try:
+            return float(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{path}: not a stored log-ratio ({error}); delete it") from error
+    ratios = log_ratio(language_model, trait, prompts, answers, max_tokens=_JUDGED)
+    mean = float(np.mean(ratios))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(mean), encoding="utf-8")
+    return mean
+
+
+def _read_trials(path: Path) -> dict[float, DoseTrial]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {float(kl): DoseTrial(**trial) for kl, trial in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: not stored dose trials ({error}); delete it") from error
