@@ -20,9 +20,8 @@ from steer.errors import CalibrationError, InputError
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import Scope, attach
 from steer.likelihood import KLMeter
-from steer.measures import is_coherent
 from steer.models import LanguageModel
-from steer.relevance import THRESHOLD, relevance
+from steer.soundness import Soundness
 
 Gain = Callable[[Sequence[str], Sequence[str]], float]
 """From prompts and answers to how much of the trait they show; higher is more."""
@@ -30,8 +29,6 @@ Gain = Callable[[Sequence[str], Sequence[str]], float]
 # Geometric, from "barely there" to far beyond what any edit bears.
 _FACTORS = tuple(2.0**k for k in range(-6, 8))
 _KL_TOLERANCE = 0.02  # relative
-# Share of answers about their prompt that a dose may cost: a noisy measure of short answers.
-LESS_RELEVANT = 0.1
 # With this share more of answers that loop or break, larger doses are not tried.
 FALLS_APART = 0.05
 _REFERENCE = Decoding(max_new_tokens=48)
@@ -72,6 +69,11 @@ class DoseTrial:
     incoherent: float
     relevant: float
     prompts: int
+
+    @property
+    def soundness(self) -> Soundness:
+        """How whole the answers are."""
+        return Soundness(self.incoherent, self.relevant)
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,8 @@ def search_dose(
     """Try doses on develop prompts; keep the largest gain before answers suffer.
 
     A dose is out if more answers loop or break than of the unsteered model (none more of a hundred
-    still leaves room for three in truth), or if the share about their prompt falls short of it by
-    more than `LESS_RELEVANT`. Doses are tried by ascending divergence until answers fall apart
+    still leaves room for three in truth), or if clearly fewer are about their prompt
+    (`steer.soundness`). Doses are tried by ascending divergence until answers fall apart
     (`FALLS_APART`). Answers should be as long as those that will be served: loops come late.
 
     The best of several doses owes something to luck, and a few prompts do not show what happens to
@@ -266,7 +268,9 @@ def choose_dose(base: Mapping[int, DoseTrial], trials: Sequence[DoseTrial]) -> D
         CalibrationError: If no dose leaves the answers whole.
     """
     tried = takewhile(lambda trial: not _falls_apart(trial, base[trial.prompts]), trials)
-    sound = [trial for trial in tried if _is_sound(trial, base[trial.prompts])]
+    sound = [
+        trial for trial in tried if trial.soundness.holds_against(base[trial.prompts].soundness)
+    ]
     if not sound:
         raise CalibrationError(
             f"every dose from {trials[0].kl:.2f} nats per token on makes answers loop, break or "
@@ -297,15 +301,6 @@ def _pool(one: DoseTrial, other: DoseTrial) -> DoseTrial:
     )
 
 
-def _is_sound(trial: DoseTrial, unsteered: DoseTrial) -> bool:
-    """Whether answers are as whole as the unsteered model's."""
-    # The small number is for shares that are equal but for rounding.
-    return (
-        trial.incoherent <= unsteered.incoherent + 1e-9
-        and trial.relevant >= unsteered.relevant - LESS_RELEVANT - 1e-9
-    )
-
-
 def _falls_apart(trial: DoseTrial, unsteered: DoseTrial) -> bool:
     """Whether so many answers loop or break that larger doses need not be tried."""
     return trial.incoherent > unsteered.incoherent + FALLS_APART + 1e-9
@@ -314,11 +309,12 @@ def _falls_apart(trial: DoseTrial, unsteered: DoseTrial) -> bool:
 def _trial(
     factor: float, kl: float, prompts: Sequence[str], answers: Sequence[str], gain: Gain
 ) -> DoseTrial:
+    found = Soundness.of(prompts, answers)
     return DoseTrial(
         factor,
         kl,
         gain(prompts, answers),
-        float(np.mean([not is_coherent(text) for text in answers])),
-        float(np.mean(relevance(prompts, answers) >= THRESHOLD)),
+        found.incoherent,
+        found.relevant,
         len(prompts),
     )

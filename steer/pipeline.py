@@ -226,7 +226,7 @@ def _search_space(
             middle.append(point.factor * edit)
         families["middle layers"] = tuple(middle)
     pairs = {name: built.sources[name].pairs for name in names}
-    develop = (*built.context.prompts, *built.context.confirm)
+    develop = tuple(prompt.text for prompt in load_prompts("develop"))
     return SearchSpace(families, pairs, develop, recipe.scope)
 
 
@@ -263,7 +263,7 @@ def _portfolio(
         language_model,
         space.families,
         rewards,
-        space.prompts[: wanted.prompts],
+        space.prompts,
         wanted,
         path=folder / "portfolios" / f"{digest.hexdigest()[:16]}.jsonl",
         scope=space.scope,

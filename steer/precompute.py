@@ -1,6 +1,10 @@
 """Make a portfolio: search for edits at the weights of a cover, prune, certify.
 
-cover (PALM's weights)  ->  lazy search (measured edits)  ->  prune  ->  certificate
+cover (PALM's weights)  ->  lazy search (measured edits)  ->  prune  ->  confirm  ->  certificate
+
+A search measures hundreds of edits, so their answers are few and cut short. The few that are kept
+answer more prompts at full length; one that does not hold there is no candidate any longer, and
+pruning is done again.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from steer.certificate import certify
+from steer.certificate import Measured, certify
 from steer.cover import Closeness, minimal_cover
 from steer.edits import Edit
 from steer.errors import InputError
@@ -21,10 +25,11 @@ from steer.generation import Decoding
 from steer.hooks import Scope
 from steer.models import LanguageModel
 from steer.objective import Objective
-from steer.portfolio import Portfolio
+from steer.portfolio import Candidate, Portfolio
 from steer.prune import prune, prune_to_size
 from steer.rewards import Reward
 from steer.search import Effort, search
+from steer.soundness import Soundness
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class PortfolioRecipe:
         closeness: How near a weight of the cover is to the preferences that it stands for.
         prompts: Number of develop prompts that every candidate answers.
         decoding: How they are answered.
+        confirm_prompts: Number of further ones that every kept edit answers at full length.
+        confirm_decoding: How those are answered.
         objective: J.
         effort: How hard each weight is searched for.
         served: Loss of J at which a weight needs no search of its own.
@@ -51,6 +58,8 @@ class PortfolioRecipe:
     closeness: Closeness = Closeness(0.5, 0.05)
     prompts: int = 16
     decoding: Decoding = Decoding(max_new_tokens=128)
+    confirm_prompts: int = 40
+    confirm_decoding: Decoding = Decoding()
     objective: Objective = Objective()
     effort: Effort = Effort()
     served: float = 0.02
@@ -70,6 +79,12 @@ class PortfolioRecipe:
                 raise InputError(f"portfolio {name}: expected a number >= 0, got {number}")
         if not 4 <= self.prompts <= 100:
             raise InputError(f"portfolio prompts: expected 4 to 100, got {self.prompts}")
+        left = 100 - self.prompts
+        if not 0 <= self.confirm_prompts <= left:
+            raise InputError(
+                f"portfolio confirm_prompts: expected 0 to {left}, the develop prompts that are "
+                f"left, got {self.confirm_prompts}"
+            )
 
 
 def precompute(
@@ -84,59 +99,98 @@ def precompute(
     seed: int = 0,
     progress: bool = False,
 ) -> Portfolio:
-    """Search, prune and certify.
+    """Search, prune, confirm and certify.
 
     Args:
         language_model: The model.
         families: By name, an edit a trait of the recipe, at its default dose.
         rewards: What each trait earns, in their order.
-        prompts: Develop prompts.
+        prompts: Develop prompts, as many as the recipe's two numbers of them or more.
         recipe: How it is made.
-        path: Where every evaluation is kept, so that a later call goes on.
+        path: Where every evaluation is kept, so that a later call goes on; those that confirm are
+            in a file beside it.
         scope: Where edits act.
         seed: Seeds the cover and the search.
         progress: Show progress bars when on a terminal.
 
     Raises:
-        InputError: If edits or rewards do not fit the traits.
+        InputError: If edits, rewards or prompts do not fit the recipe.
         DataError: If the file belongs to a search with other settings.
         CertificateError: If no portfolio was found in time.
     """
-    d = len(recipe.traits)
+    d, wanted = len(recipe.traits), recipe.prompts + recipe.confirm_prompts
     if len(rewards) != d or any(len(edits) != d for edits in families.values()):
         raise InputError(f"portfolio: expected {d} rewards, and {d} edits in every family")
-    evaluator = Evaluator(
-        language_model,
-        families,
-        prompts,
-        rewards,
-        path=path,
-        decoding=recipe.decoding,
-        scope=scope,
-        progress=progress,
-    )
-    cover = minimal_cover(d, recipe.closeness, seed=seed)
+    if len(prompts) < wanted:
+        raise InputError(f"portfolio: expected at least {wanted} prompts, got {len(prompts)}")
+
+    def evaluator(part: Sequence[str], decoding: Decoding, file: Path) -> Evaluator:
+        return Evaluator(
+            language_model,
+            families,
+            part,
+            rewards,
+            path=file,
+            decoding=decoding,
+            scope=scope,
+            progress=progress,
+        )
+
+    searched = evaluator(prompts[: recipe.prompts], recipe.decoding, path)
     found = search(
-        evaluator,
-        cover.weights,
+        searched,
+        minimal_cover(d, recipe.closeness, seed=seed).weights,
         recipe.objective,
         delta=recipe.served,
         effort=recipe.effort,
         seed=seed,
     )
-    if recipe.size is not None:
-        kept = prune_to_size(found.measured, recipe.size)
-    else:
-        kept = prune(found.measured, epsilon=recipe.epsilon or 0.0, delta=recipe.delta or 0.0)
-    candidates = tuple(one.candidate for one in found.evaluations)
+    candidates = [one.candidate for one in found.evaluations]
+    holds: dict[Candidate, bool] = {}
+    confirm = None
+    if recipe.confirm_prompts:
+        confirm = evaluator(
+            prompts[recipe.prompts : wanted],
+            recipe.confirm_decoding,
+            path.with_name(f"{path.stem}-confirm{path.suffix}"),
+        )
+    while True:
+        sound = [i for i, one in enumerate(candidates) if holds.get(one, True)]
+        data = Measured(found.measured.rewards[sound], found.measured.regulariser[sound])
+        kept = _prune(data, recipe)
+        fresh = [candidates[sound[i]] for i in kept if candidates[sound[i]] not in holds]
+        if confirm is None or not fresh:
+            break
+        holds |= _confirmed(confirm, candidates[0], fresh)
+    evaluations = [found.evaluations[i] for i in sound]
     return Portfolio(
         traits=recipe.traits,
         rewards=tuple(reward.name for reward in rewards),
         objective=recipe.objective,
-        candidates=candidates,
-        mean_rewards=found.measured.rewards,
-        kl=np.array([one.kl.mean() for one in found.evaluations]),
+        candidates=tuple(one.candidate for one in evaluations),
+        mean_rewards=data.rewards,
+        kl=np.array([one.kl.mean() for one in evaluations]),
         kept=kept,
-        edits=tuple(evaluator.edit(candidates[i]) for i in kept),
-        certificate=certify(found.measured, kept),
+        edits=tuple(searched.edit(evaluations[i].candidate) for i in kept),
+        certificate=certify(data, kept),
     )
+
+
+def _prune(data: Measured, recipe: PortfolioRecipe) -> tuple[int, ...]:
+    if recipe.size is not None:
+        return prune_to_size(data, recipe.size)
+    return prune(data, epsilon=recipe.epsilon or 0.0, delta=recipe.delta or 0.0)
+
+
+def _confirmed(
+    evaluator: Evaluator, unsteered: Candidate, candidates: Sequence[Candidate]
+) -> dict[Candidate, bool]:
+    """Which candidates leave answers as whole as the unsteered model's."""
+    before, *after = (
+        Soundness.of(evaluator.prompts, one.texts)
+        for one in evaluator.evaluate([unsteered, *candidates])
+    )
+    return {
+        candidate: one.holds_against(before)
+        for candidate, one in zip(candidates, after, strict=True)
+    }

@@ -41,7 +41,8 @@ class Effort:
         batch: Candidates that are proposed and measured at once.
         rounds: Most batches for one weight.
         improvement: A round that gains less than this in J is the last.
-        largest: Largest coefficient of a trait, in default doses.
+        largest: Largest coefficient of a trait, in default doses. Those are the largest at which
+            whole answers hold, so more than 1 is for experiments.
         pool: Candidates among which the surrogate chooses.
         exploration: Standard deviations added to what the surrogate expects.
     """
@@ -50,7 +51,7 @@ class Effort:
     batch: int = 6
     rounds: int = 3
     improvement: float = 0.005
-    largest: float = 1.5
+    largest: float = 1.0
     pool: int = 1024
     exploration: float = 1.0
 

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer import dose
+from steer import dose, soundness
 from steer.chat import render
 from steer.dose import (
     FALLS_APART,
-    LESS_RELEVANT,
     DoseSearch,
     DoseTrial,
     _solve,
@@ -28,6 +27,7 @@ from steer.edits import ZERO, Edit, additive
 from steer.errors import CalibrationError, InputError
 from steer.generation import Decoding, generate_batch
 from steer.hooks import attach
+from steer.soundness import LESS_RELEVANT
 from tests.models import LAYERS, WIDTH, tiny
 
 PROMPTS = ["How are you?", "Tell me about rain.", "Why?"]
@@ -149,7 +149,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         tried.append(kl)
         return replace(trial(factor, kl, *rest), incoherent=0.0 if kl < 0.25 else 1.0)
 
-    monkeypatch.setattr(dose, "relevance", lambda prompts, answers: np.ones(len(prompts)))
+    monkeypatch.setattr(soundness, "relevance", lambda prompts, answers: np.ones(len(prompts)))
     monkeypatch.setattr(dose, "_trial", judge)
     return tried
 

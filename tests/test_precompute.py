@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steer import precompute as precompute_module
 from steer.certificate import worst_delta
 from steer.edits import compose
 from steer.errors import InputError
+from steer.evaluation import read_evaluations
 from steer.generation import Decoding
 from steer.portfolio import Portfolio
 from steer.precompute import PortfolioRecipe, precompute
@@ -19,6 +21,7 @@ from steer.search import Effort
 from tests.models import tiny
 from tests.test_generation import an_edit
 
+CONFIRM = ("What now?", "Tell me more.")
 PROMPTS = ("Hi", "How are you?", "Tell me about rain.", "Why?")
 FAMILIES = {"deep": [an_edit(1), an_edit(3)], "early": [an_edit(2), an_edit(4)]}
 RECIPE = PortfolioRecipe(
@@ -26,6 +29,7 @@ RECIPE = PortfolioRecipe(
     size=2,
     prompts=4,
     decoding=Decoding(max_new_tokens=8, no_repeat_ngram_size=0),
+    confirm_prompts=0,
     effort=Effort(first=6, batch=3, rounds=1, pool=32),
 )
 
@@ -41,8 +45,13 @@ def letters(of: str) -> TextReward:
 REWARDS = (letters("abcdefghijklmABCDEFGHIJKLM"), letters("nopqrstuvwxyzNOPQRSTUVWXYZ"))
 
 
-def a_portfolio(path: Path, recipe: PortfolioRecipe = RECIPE, seed: int = 0) -> Portfolio:
-    return precompute(tiny("llama"), FAMILIES, REWARDS, PROMPTS, recipe, path=path, seed=seed)
+def a_portfolio(
+    path: Path,
+    recipe: PortfolioRecipe = RECIPE,
+    seed: int = 0,
+    prompts: tuple[str, ...] = PROMPTS,
+) -> Portfolio:
+    return precompute(tiny("llama"), FAMILIES, REWARDS, prompts, recipe, path=path, seed=seed)
 
 
 def test_a_portfolio_of_a_size(tmp_path: Path) -> None:
@@ -76,6 +85,46 @@ def test_killed_and_resumed_it_is_the_same(tmp_path: Path) -> None:
         np.testing.assert_allclose(resumed.kl, expected.kl, atol=1e-6)
 
 
+def test_only_edits_that_hold_on_further_prompts_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each edit that would be kept is asked once more; those that fail leave the candidates."""
+    before = a_portfolio(tmp_path / "before.jsonl")
+    asked: list[tuple[str, ...]] = []
+    fails = {before.candidates[before.kept[0]]}
+
+    class Judge:
+        """Calls answers whole unless they are of an edit that is to fail."""
+
+        def __init__(self, answers: tuple[str, ...]) -> None:
+            self.answers = answers
+
+        @classmethod
+        def of(cls, prompts: tuple[str, ...], answers: tuple[str, ...]) -> Judge:
+            assert prompts == CONFIRM
+            return cls(answers)
+
+        def holds_against(self, unsteered: Judge) -> bool:
+            asked.append(self.answers)
+            known = {one.candidate: one.texts for one in read_evaluations(confirmations)}
+            assert unsteered.answers == known[before.candidates[0]]
+            return self.answers not in [known[one] for one in fails if one in known]
+
+    confirmations = tmp_path / "after-confirm.jsonl"
+    monkeypatch.setattr(precompute_module, "Soundness", Judge)
+    recipe = replace(RECIPE, confirm_prompts=2, confirm_decoding=Decoding(max_new_tokens=20))
+    after = a_portfolio(tmp_path / "after.jsonl", recipe, prompts=PROMPTS + CONFIRM)
+    known = {one.candidate: one.texts for one in read_evaluations(confirmations)}
+    failed = {one for one, texts in known.items() if texts in [known[i] for i in fails]}
+    assert fails <= failed and set(after.candidates) == set(before.candidates) - failed
+    assert {after.candidates[i] for i in after.kept} <= set(known) - failed
+    worst = worst_delta(after.measured, (0, *after.kept), 0.0)
+    assert after.certificate.delta.loss == pytest.approx(worst.loss)
+    assert len(asked) == len(known) - 1  # nobody is asked twice
+    with pytest.raises(InputError, match="at least 6 prompts, got 4"):
+        a_portfolio(tmp_path / "few.jsonl", recipe)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -87,6 +136,7 @@ def test_killed_and_resumed_it_is_the_same(tmp_path: Path) -> None:
         ({"size": None, "delta": -0.1}, "delta"),
         ({"size": None, "epsilon": float("nan")}, "epsilon"),
         ({"prompts": 1}, "prompts"),
+        ({"prompts": 90, "confirm_prompts": 11}, "confirm_prompts: expected 0 to 10"),
     ],
 )
 def test_bad_recipes(changes: dict, message: str) -> None:

@@ -58,7 +58,7 @@ CUT_WORDS = 72  # what fits
 PROMPTS = 16
 OBJECTIVE = Objective()
 SERVED = 0.02
-EFFORT = Effort(first=24, batch=4, rounds=2)
+EFFORT = Effort(first=24, batch=4, rounds=2, largest=1.5)
 
 
 @dataclass(frozen=True)
