@@ -82,7 +82,9 @@ class Task:
     full: bool = True
 
 
-FINE = Closeness(0.4, 0.0125)  # the paper's
+# Two traits: close enough that there is something to be lazy about.
+PAIR = Closeness(0.2, 0.01)
+TRIPLE = Closeness(0.4, 0.0125)  # the paper's
 TASKS = {
     task.name: task
     for task in (
@@ -91,21 +93,21 @@ TASKS = {
             "conciseness × helpfulness",
             ("brevity", "detail-by-example"),
             ("conciseness", "helpfulness"),
-            FINE,
+            PAIR,
         ),
         Task(
             "safe-helpful",
             "safety × helpfulness",
             ("safety", "detail-by-example"),
             ("safety", "helpfulness"),
-            FINE,
+            PAIR,
         ),
         Task(
             "helpful-harmless-humor",
             "helpful × harmless × humor",
             ("detail-by-example", "safety", "humor"),
             ("helpfulness", "safety", "humor"),
-            FINE,
+            TRIPLE,
         ),
         Task(
             "six-traits",
