@@ -1,0 +1,87 @@
+"""The scripts behind the figures run, on small inputs, and their tables hold together."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+PNG = b"\x89PNG"
+
+
+def run(*arguments: str | Path) -> str:
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def evaluations(path: Path, prompts: int = 6) -> None:
+    """A file as a search leaves it, of a trade-off whose best edits are known."""
+    rng = np.random.default_rng(0)
+    header = {"prompts": [f"p{i}" for i in range(prompts)], "rewards": ["brief", "useful"]}
+    lines = [json.dumps(header)]
+    steps = [round(0.1 * i, 3) for i in range(11)]
+    known = [(0.0, 0.0), *((c, round(1 - c, 3)) for c in steps), *product((0.35, 0.65), repeat=2)]
+    for a, b in known:
+        means = np.array([0.2 + 0.6 * a**0.5 - 0.2 * b, 0.3 + 0.5 * b**0.5 - 0.1 * a])
+        rewards = np.clip(means + 0.02 * rng.normal(size=(prompts, 2)), 0, 1)
+        words = [f"answer {i} is {'very ' * int(9 * (1 - a))}short" for i in range(prompts)]
+        lines.append(
+            json.dumps(
+                {
+                    "family": "own layers",
+                    "coefficients": [a, b],
+                    "rewards": rewards.tolist(),
+                    "kl": [0.2 * (a + b)] * prompts,
+                    "fluent": [True] * prompts,
+                    "tokens": [10] * prompts,
+                    "texts": words,
+                }
+            )
+        )
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_the_portfolio_table(tmp_path: Path) -> None:
+    evaluations(tmp_path / "concise-helpful-0.jsonl")
+    script = EXPERIMENTS / "palm" / "portfolio.py"
+    out = run(
+        script, "--task", "concise-helpful", "--work-dir", tmp_path, "--output", tmp_path / "out"
+    )
+    assert "16 measured edits" in out
+    with (tmp_path / "out" / "portfolio.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    table = {(int(row["size"]), row["method"]): row for row in rows}
+    losses = ("worst_delta", "worst_epsilon", "mean_delta", "mean_epsilon")
+    for size in range(3, 8):
+        ours = table[size, "PALM"]
+        assert float(ours["kept"]) <= size and float(ours["unused"]) == 0
+        for method in ("uniform", "random", "GPI", "one edit for all"):
+            other = table[size, method]
+            assert float(ours["worst_epsilon"]) <= float(other["worst_epsilon"]) + 1e-5
+        for row in (table[size, method] for _, method in table if (size, method) in table):
+            values = [float(row[name]) for name in losses]
+            assert 0 <= values[2] <= values[0] + 1e-5 and 0 <= values[3] <= values[1] + 1e-5
+    assert (11, "composition") in table
+    for name in ("figure2.png", "figure3.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(PNG)
+
+
+def test_figure_1(tmp_path: Path) -> None:
+    out = run(EXPERIMENTS / "palm" / "figure1.py", "--quick", "--output", tmp_path)
+    assert "scale-free cover    36 weights: yes" in out
+    assert "random" in out and ": no" in out
+    assert (tmp_path / "figure1.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("script", ["palm/held_out.py", "validate_rewards.py"])
+def test_they_say_what_they_want(script: str) -> None:
+    assert "--model" in run(EXPERIMENTS / script, "--help")
