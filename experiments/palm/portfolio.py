@@ -298,7 +298,8 @@ def losses_by_size(rows: Sequence[Row], path: Path) -> None:
             axes.set_xticks(list(SIZES))
             axes.set_ylim(bottom=0)
             axes.spines[["top", "right"]].set_visible(False)
-    panels[-1, 0].set_xlabel("edits kept")
+    for axes in panels[-1]:
+        axes.set_xlabel("edits kept")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
     save(figure, path)
