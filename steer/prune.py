@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steer.certificate import Measured, Worst, worst_delta, worst_epsilon
-from steer.cover import Method, greedy_cover, set_cover, uniform_weights
+from steer.cover import Method, greedy_cover, random_weights, set_cover, uniform_weights
 from steer.errors import CertificateError, InputError
 
 Float64 = NDArray[np.float64]
@@ -23,6 +23,9 @@ Criterion = Literal["delta", "epsilon"]
 
 # What the certificate may find beyond what was asked, from rounding.
 _SLACK = 1e-7
+# Preferences over which a mean loss is taken, and what counts as a smaller one.
+_MIXTURES = 500
+_LESS = 1e-6
 
 
 def prune(
@@ -77,6 +80,8 @@ def prune_to_size(
 ) -> tuple[int, ...]:
     """The edits, at most `size` of them, whose worst case over the simplex is the least.
 
+    Several sets may share it; among them edits are swapped while that lowers the mean loss.
+
     Args:
         measured: Every measured edit.
         size: Number of edits kept beside the unsteered model.
@@ -108,7 +113,42 @@ def prune_to_size(
         points = np.concatenate([points, worst.weights[None]])
     if best is None:
         raise CertificateError("time ran out before a portfolio was found; allow more")
-    return best[1]
+    loss, kept = best
+    return _lower_mean(measured, kept, size, points, loss + _SLACK, criterion, deadline)
+
+
+def _lower_mean(
+    measured: Measured,
+    kept: tuple[int, ...],
+    size: int,
+    points: Float64,
+    limit: float,
+    criterion: Criterion,
+    deadline: float,
+) -> tuple[int, ...]:
+    """Swap or add edits while the mean loss falls and the worst case stays within a limit."""
+    value = measured.value(random_weights(measured.rewards.shape[1], _MIXTURES, 0))  # (P, n)
+    losses = _losses(measured, points, criterion)
+    while time.monotonic() < deadline:
+        mean = value[:, (0, *kept)].max(1).mean()
+        rests = [tuple(i for i in kept if i != out) for out in kept]
+        if len(kept) < size:
+            rests.append(kept)
+        moves = []
+        for rest in rests:
+            means = np.maximum(value[:, (0, *rest)].max(1)[:, None], value).mean(0)  # (n,)
+            moves += [(means[i], rest, i) for i in np.flatnonzero(means > mean + _LESS).tolist()]
+        for _, rest, new in sorted(moves, key=lambda move: -move[0]):
+            found = (*rest, new)
+            # Cheap, and rules out most; the certificate is for the others.
+            if (losses[:, (0, *found)].min(1) <= limit).all() and (
+                _worst(measured, found, criterion).loss <= limit
+            ):
+                kept = found
+                break
+        else:
+            break
+    return tuple(sorted(kept))
 
 
 def _first_points(measured: Measured) -> Float64:

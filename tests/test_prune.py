@@ -122,6 +122,33 @@ def test_pruning_of_many_edits() -> None:
     assert certificate.delta.loss <= certificate.epsilon.loss + 1e-9  # rewards are at most 1
 
 
+def test_among_sets_with_one_worst_case_the_mean_decides() -> None:
+    """Whichever edit is kept, a corner is lost altogether; the last loses least on average."""
+    rewards = np.array([[0.0, 0.0], [0.0, 0.8], [0.0, 0.9], [1.0, 0.0]])
+    measured = Measured(rewards, np.zeros(4))
+    assert prune_to_size(measured, 1) == (3,)
+    assert set(prune_to_size(measured, 2)) == {2, 3}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_swap_lowers_the_mean_at_the_same_worst_case(seed: int) -> None:
+    measured = some(seed, 12, 3)
+    # Rewards in coarse steps, so that worst cases tie.
+    measured = Measured(np.round(measured.rewards * 3) / 3, measured.regulariser)
+    mixtures = np.random.default_rng(5).dirichlet(np.ones(3), 4000)
+    value = measured.value(mixtures)
+
+    def mean(kept: tuple[int, ...]) -> float:
+        return float((value.max(1) - value[:, (0, *kept)].max(1)).mean())
+
+    kept = prune_to_size(measured, 3)
+    worst = worst_epsilon(measured, (0, *kept)).loss
+    for out, new in itertools.product(kept, range(1, 12)):
+        swapped = (*(i for i in kept if i != out), new)
+        if worst_epsilon(measured, (0, *swapped)).loss <= worst + 1e-9:
+            assert mean(swapped) >= mean(kept) - 2e-3  # other mixtures than it looked at
+
+
 def test_nothing_is_kept_where_nothing_is_better() -> None:
     measured = Measured(np.array([[0.5, 0.5], [0.5, 0.4]]), np.array([0.0, 0.1]))
     assert prune(measured, delta=0.0) == ()

@@ -65,7 +65,7 @@ class Row:
         mean_delta: Mean loss of J over mixtures.
         mean_epsilon: Mean relative loss.
         unsteered: Share of mixtures that the unsteered model serves.
-        unused: Kept edits that serve fewer than one mixture in a thousand.
+        unused: Kept edits that serve none of the mixtures.
         perplexity: Of the shares of the kept edits.
         distance: Mean cosine distance between the answers of two users to one prompt.
         distinct: Share of different pairs of words in the answers of many users to one prompt.
@@ -182,7 +182,7 @@ class Study:
             float(lost.mean()),
             float(relative.mean()),
             1 - float(shares.sum()),
-            float((shares < 0.001).sum()),
+            float((shares == 0).sum()),
             perplexity,
             distance,
             distinct,
