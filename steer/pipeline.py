@@ -245,7 +245,9 @@ def _portfolio(
     progress: bool,
 ) -> Portfolio:
     space = _search_space(language_model, wanted.traits, recipe, built)
-    digest = hashlib.sha256(json.dumps([asdict(wanted), recipe.seed], sort_keys=True).encode())
+    # What measurements hang on, but not what is made of them: another size costs no new ones.
+    asked = [wanted.traits, wanted.prompts, asdict(wanted.decoding), recipe.seed]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     for edit in (edit for edits in space.families.values() for edit in edits):
         digest.update(edit_bytes(edit))
     rewards = [

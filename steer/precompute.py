@@ -9,9 +9,11 @@ pruning is done again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +154,7 @@ def precompute(
         confirm = evaluator(
             prompts[recipe.prompts : wanted],
             recipe.confirm_decoding,
-            path.with_name(f"{path.stem}-confirm{path.suffix}"),
+            _confirm_path(path, recipe),
         )
     while True:
         sound = [i for i, one in enumerate(candidates) if holds.get(one, True)]
@@ -174,6 +176,13 @@ def precompute(
         edits=tuple(searched.edit(evaluations[i].candidate) for i in kept),
         certificate=certify(data, kept),
     )
+
+
+def _confirm_path(path: Path, recipe: PortfolioRecipe) -> Path:
+    """A file beside another, of its own for each way to confirm."""
+    what = json.dumps([recipe.confirm_prompts, asdict(recipe.confirm_decoding)], sort_keys=True)
+    key = hashlib.sha256(what.encode()).hexdigest()[:8]
+    return path.with_name(f"{path.stem}-confirm-{key}{path.suffix}")
 
 
 def _prune(data: Measured, recipe: PortfolioRecipe) -> tuple[int, ...]:

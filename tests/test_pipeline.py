@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,9 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
     monkeypatch.setattr("steer.evaluation.Evaluator._measure", refuse)
     again = made().portfolio
     assert again is not None and again.kept == portfolio.kept
+    wanted = replace(wanted, size=1)  # costs no new measurements
+    smaller = made().portfolio
+    assert smaller is not None and smaller.candidates == portfolio.candidates
 
 
 def test_a_portfolio_is_of_traits_that_are_built() -> None:

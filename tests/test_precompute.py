@@ -12,7 +12,7 @@ from steer import precompute as precompute_module
 from steer.certificate import worst_delta
 from steer.edits import compose
 from steer.errors import InputError
-from steer.evaluation import read_evaluations
+from steer.evaluation import Evaluation, read_evaluations
 from steer.generation import Decoding
 from steer.portfolio import Portfolio
 from steer.precompute import PortfolioRecipe, precompute
@@ -106,15 +106,18 @@ def test_only_edits_that_hold_on_further_prompts_are_kept(
 
         def holds_against(self, unsteered: Judge) -> bool:
             asked.append(self.answers)
-            known = {one.candidate: one.texts for one in read_evaluations(confirmations)}
+            known = {one.candidate: one.texts for one in confirmations()}
             assert unsteered.answers == known[before.candidates[0]]
             return self.answers not in [known[one] for one in fails if one in known]
 
-    confirmations = tmp_path / "after-confirm.jsonl"
+    def confirmations() -> tuple[Evaluation, ...]:
+        (path,) = tmp_path.glob("after-confirm-*.jsonl")
+        return read_evaluations(path)
+
     monkeypatch.setattr(precompute_module, "Soundness", Judge)
     recipe = replace(RECIPE, confirm_prompts=2, confirm_decoding=Decoding(max_new_tokens=20))
     after = a_portfolio(tmp_path / "after.jsonl", recipe, prompts=PROMPTS + CONFIRM)
-    known = {one.candidate: one.texts for one in read_evaluations(confirmations)}
+    known = {one.candidate: one.texts for one in confirmations()}
     failed = {one for one, texts in known.items() if texts in [known[i] for i in fails]}
     assert fails <= failed and set(after.candidates) == set(before.candidates) - failed
     assert {after.candidates[i] for i in after.kept} <= set(known) - failed
