@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--no-model", action="store_true", help="leave the log-ratio out")
-    parser.add_argument("--pairs", type=int, default=2500, help="most pairs of a data set")
+    parser.add_argument("--pairs", type=int, default=1000, help="most pairs of a data set")
     parser.add_argument("--model-pairs", type=int, default=400, help="the same for the log-ratio")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "rewards")
     parser.add_argument("--seed", type=int, default=0)
