@@ -456,11 +456,7 @@ def main() -> None:
         "fingerprint": str(language_model.fingerprint),
         "dtype": str(language_model.model.dtype),
         "versions": versions(),
-        **provenance([Path(sys.executable).name, *sys.argv], arguments.seed),
-        "settings": {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in vars(arguments).items()
-        },
+        **provenance(arguments),
     }
     result: dict[str, Any] = {}
 

@@ -696,11 +696,7 @@ def main() -> int:
             "cuda": torch.version.cuda,
             **{name: importlib.metadata.version(name) for name in names},
         },
-        **provenance([Path(sys.executable).name, *sys.argv], arguments.seed),
-        "settings": {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in vars(arguments).items()
-        },
+        **provenance(arguments),
         "checks": {},
     }
     checks = {

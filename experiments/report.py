@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timing import without_folder
 from tqdm import tqdm
 
 import steer
@@ -136,7 +137,9 @@ def write_table(steerer: Steerer, paths: dict[str, Path], decoding: Decoding, ou
         "decoding": asdict(decoding),
         "prompts": len(prompts),
         "versions": versions(),
-        "command": " ".join(["python", "experiments/report.py", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python", "experiments/report.py", *map(without_folder, sys.argv[1:])]
+        ),
         "relevance threshold": THRESHOLD,
         "answers to other prompts above the threshold": shuffled_share(prompts, base),
         "settings": rows,

@@ -5,6 +5,7 @@ Imported before `steer`, it makes the checkout importable, so that nothing need 
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import os
@@ -88,14 +89,14 @@ def interval(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
 
 
-def provenance(command: Sequence[str], seed: int) -> dict[str, Any]:
+def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a result needs to be repeated: when, what, on which machine, beside how much load."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(command),
+        "command": " ".join(["python", *(without_folder(word) for word in sys.argv)]),
         "commit": _git("rev-parse", "HEAD"),
         "changed_files": (_git("status", "--porcelain") or "").splitlines(),
-        "seed": seed,
+        "seed": arguments.seed,
         "machine": {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -104,7 +105,16 @@ def provenance(command: Sequence[str], seed: int) -> dict[str, Any]:
             "torch_threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        "settings": {
+            key: without_folder(str(value)) if isinstance(value, Path) else value
+            for key, value in vars(arguments).items()
+        },
     }
+
+
+def without_folder(word: str) -> str:
+    """An absolute path cut to its name: where things lie on one machine helps nobody on another."""
+    return Path(word).name if os.path.isabs(word) else word
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
