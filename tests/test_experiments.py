@@ -67,7 +67,7 @@ def test_the_portfolio_table(tmp_path: Path) -> None:
         for method in ("uniform", "random", "GPI", "one edit for all"):
             other = table[size, method]
             assert float(ours["worst_epsilon"]) <= float(other["worst_epsilon"]) + 1e-5
-        for row in (table[size, method] for _, method in table if (size, method) in table):
+        for row in (row for (kept, _), row in table.items() if kept == size):
             values = [float(row[name]) for name in losses]
             assert 0 <= values[2] <= values[0] + 1e-5 and 0 <= values[3] <= values[1] + 1e-5
     assert (11, "composition") in table

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import arguments_of
-from tasks import OBJECTIVE, TASKS, Task, evaluator, recipe
+from tasks import OBJECTIVE, TASKS, Task, arguments_of, evaluations_path, evaluator
 
 import steer
 from steer.certificate import Measured
@@ -27,7 +26,6 @@ from steer.cover import random_weights
 from steer.evaluation import Evaluation, measured, read_evaluations
 from steer.likelihood import log_ratio
 from steer.models import LanguageModel
-from steer.pipeline import search_space
 from steer.prompts import load_prompts
 from steer.prune import prune_to_size
 from steer.resources import atomic_path
@@ -43,10 +41,10 @@ JUDGED = 50  # answers of an entry that the model gives its opinion of
 
 def main() -> None:
     """Measure the tasks that are asked for; write the tables."""
-    arguments = arguments_of(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    arguments = arguments_of(__doc__)
     torch.set_num_threads(arguments.threads)
     model = steer.load_model(arguments.model)
-    for name in arguments.task or TASKS:
+    for name in arguments.task:
         study(model, TASKS[name], arguments)
     lines = ["Portfolios of five on report prompts, routed by what develop prompts showed.", ""]
     for name in TASKS:
@@ -60,20 +58,16 @@ def main() -> None:
 
 def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> None:
     """One task."""
-    quick, seed = arguments.quick, arguments.seed
-    suffix = f"{task.name}-{seed}{'-quick' if quick else ''}.jsonl"
-    everything = read_evaluations(arguments.work_dir / suffix)
+    seed = arguments.seed
+    everything = read_evaluations(evaluations_path(task, arguments))
     whole = measured(everything, OBJECTIVE)
     kept = prune_to_size(whole, SIZE)
     mixtures = random_weights(len(task.traits), MIXTURES, seed)
     winners = np.unique(whole.value(mixtures).argmax(1)).tolist()
     chosen = sorted({0, *kept, *winners})
-    space = search_space(
-        model, task.traits, recipe=recipe(quick), work_dir=arguments.build_dir, progress=True
-    )
-    prompts = [prompt.text for prompt in load_prompts("report")[: 6 if quick else None]]
-    path = arguments.work_dir / f"report-{suffix}"
-    measures = evaluator(model, task, space, prompts, path, data=arguments.data, quick=quick)
+    prompts = [prompt.text for prompt in load_prompts("report")[: 6 if arguments.quick else None]]
+    path = evaluations_path(task, arguments, "report-")
+    measures = evaluator(model, task, prompts, path, arguments)
     found = measures.evaluate([everything[index].candidate for index in chosen])
     ours = tuple(chosen.index(index) for index in kept)
     part = Measured(whole.rewards[chosen], whole.regulariser[chosen])

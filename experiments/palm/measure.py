@@ -19,65 +19,45 @@ import csv
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from tasks import (
     OBJECTIVE,
     PROMPTS,
-    RESULTS,
     SERVED,
     TASKS,
     Task,
+    arguments_of,
     composed,
     effort,
+    evaluations_path,
     evaluator,
-    recipe,
 )
 
 import steer
 from steer.cover import minimal_cover
 from steer.models import LanguageModel
-from steer.pipeline import search_space
-from steer.resources import atomic_path, cache_dir
+from steer.prompts import load_prompts
+from steer.resources import atomic_path
 from steer.search import SearchResult, search
 from steer.versions import versions
 
 
 def main() -> None:
     """Measure the tasks that are asked for."""
-    arguments = arguments_of(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    arguments = arguments_of(__doc__)
     torch.set_num_threads(arguments.threads)
     model = steer.load_model(arguments.model)
-    for name in arguments.task or TASKS:
+    for name in arguments.task:
         measure(model, TASKS[name], arguments)
-
-
-def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """What every script that runs the model is told."""
-    parser.add_argument("--task", choices=list(TASKS), action="append", help="default: all")
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    parser.add_argument("--data", type=Path, help="people's preferences, for safety")
-    parser.add_argument("--build-dir", type=Path, help="work folder of a build; default: its own")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "palm")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
 
 
 def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> None:
     """Search, compose, and write what was found."""
     quick, seed = arguments.quick, arguments.seed
-    space = search_space(
-        model, task.traits, recipe=recipe(quick), work_dir=arguments.build_dir, progress=True
-    )
-    prompts = space.prompts[: 4 if quick else PROMPTS]
-    arguments.work_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.work_dir / f"{task.name}-{seed}{'-quick' if quick else ''}.jsonl"
-    measures = evaluator(model, task, space, prompts, path, data=arguments.data, quick=quick)
+    prompts = [prompt.text for prompt in load_prompts("develop")[: 4 if quick else PROMPTS]]
+    measures = evaluator(model, task, prompts, evaluations_path(task, arguments), arguments)
     cover = minimal_cover(len(task.traits), task.closeness, seed=seed)
     started = time.monotonic()
     costs: dict[str, Any] = {"weights of the cover": len(cover.weights)}

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from tasks import OBJECTIVE, RESULTS, TASKS, Task, composed
+from tasks import OBJECTIVE, TASKS, Task, common_arguments, composed, evaluations_path
 
 from steer.baselines import at_random, gpi, one_for_all, uniform
 from steer.certificate import with_unsteered, worst_delta, worst_epsilon
@@ -31,7 +31,7 @@ from steer.cover import random_weights
 from steer.evaluation import Evaluation, measured, read_evaluations
 from steer.prune import prune_to_size
 from steer.relevance import embed
-from steer.resources import atomic_path, cache_dir
+from steer.resources import atomic_path
 from steer.route import route, usage
 from steer.uncertainty import certificate_intervals
 
@@ -88,22 +88,13 @@ class Row:
 
 def main() -> None:
     """Read what was measured; write the table and the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", choices=list(TASKS), action="append", help="default: all")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "palm")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="of what measure.py --quick measured")
-    arguments = parser.parse_args()
-    suffix = "-quick" if arguments.quick else ""
+    arguments = common_arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     rows: list[Row] = []
     served: dict[str, dict[str, Float64]] = {}
     notes = []
-    for name in arguments.task or TASKS:
+    for name in arguments.task:
         task = TASKS[name]
-        evaluations = read_evaluations(
-            arguments.work_dir / f"{name}-{arguments.seed}{suffix}.jsonl"
-        )
+        evaluations = read_evaluations(evaluations_path(task, arguments))
         study = Study(task, evaluations, arguments.seed)
         rows += study.rows()
         served[task.title] = study.shares(SHOWN)

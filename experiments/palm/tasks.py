@@ -19,6 +19,7 @@ The trait whose edits serve helpfulness is detail-by-example.
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -31,15 +32,17 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1]))
 from people import harmless  # noqa: E402
 
+from steer.contrast import PairSet
 from steer.cover import Closeness, uniform_weights
 from steer.embedding_reward import EmbeddingReward
 from steer.evaluation import Evaluator
 from steer.generation import Decoding
 from steer.models import LanguageModel
 from steer.objective import Objective
-from steer.pipeline import SearchSpace
+from steer.pipeline import search_space
 from steer.portfolio import Candidate
 from steer.recipe import Recipe
+from steer.resources import cache_dir
 from steer.rewards import (
     RelevanceReward,
     Reward,
@@ -121,6 +124,37 @@ TASKS = {
 }
 
 
+def arguments_of(description: str) -> argparse.Namespace:
+    """What every script that runs the model is told."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--model", default=None, help="local folder or hub id")
+    parser.add_argument("--data", type=Path, help="people's preferences, for safety")
+    parser.add_argument("--build-dir", type=Path, help="work folder of a build; default: its own")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = common_arguments(parser)
+    if arguments.data is None and any("safety" in TASKS[name].rewards for name in arguments.task):
+        parser.error("safety is rewarded by people's preferences: give --data (see people.py)")
+    return arguments
+
+
+def common_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What scripts are told whether they run the model or not."""
+    parser.add_argument("--task", choices=list(TASKS), action="append", help="default: all")
+    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "palm")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="only show that it runs")
+    arguments = parser.parse_args()
+    arguments.task = arguments.task or list(TASKS)
+    return arguments
+
+
+def evaluations_path(task: Task, arguments: argparse.Namespace, prefix: str = "") -> Path:
+    """Where the measured edits of a task are kept."""
+    quick = "-quick" if arguments.quick else ""
+    return Path(arguments.work_dir) / f"{prefix}{task.name}-{arguments.seed}{quick}.jsonl"
+
+
 def recipe(quick: bool) -> Recipe:
     """The default recipe, or one that only shows that the scripts run."""
     if not quick:
@@ -139,9 +173,8 @@ def effort(quick: bool) -> Effort:
     return Effort(first=4, batch=2, rounds=1, pool=32) if quick else EFFORT
 
 
-def reward(name: str, trait: str, space: SearchSpace, data: Path | None) -> Reward:
+def reward(name: str, pairs: PairSet, data: Path | None) -> Reward:
     """A reward of the table above, by its name."""
-    pairs = space.pairs[trait]
     if name == "conciseness":
         return length_reward(15, CUT_WORDS)
     if name == "helpfulness":
@@ -156,8 +189,7 @@ def reward(name: str, trait: str, space: SearchSpace, data: Path | None) -> Rewa
         funny = [pair.positive.text for pair in pairs.pairs]
         sober = [pair.negative.text for pair in pairs.pairs]
         return EmbeddingReward.fitted(name, funny, sober)
-    if data is None:
-        sys.exit("safety is rewarded by people's preferences: give --data (experiments/people.py)")
+    assert data is not None, "arguments_of asks for it"
     preferred = harmless(data, 2500, seed=0)
     half = len(preferred.better) // 2
     return EmbeddingReward.fitted(name, preferred.better[:half], preferred.worse[:half])
@@ -166,18 +198,20 @@ def reward(name: str, trait: str, space: SearchSpace, data: Path | None) -> Rewa
 def evaluator(
     model: LanguageModel,
     task: Task,
-    space: SearchSpace,
     prompts: Sequence[str],
     path: Path,
-    *,
-    data: Path | None,
-    quick: bool,
+    arguments: argparse.Namespace,
 ) -> Evaluator:
     """Measures edits of a task, and keeps what it measured in a file."""
+    quick = arguments.quick
+    space = search_space(
+        model, task.traits, recipe=recipe(quick), work_dir=arguments.build_dir, progress=True
+    )
     rewards = [
-        reward(name, trait, space, data)
+        reward(name, space.pairs[trait], arguments.data)
         for name, trait in zip(task.rewards, task.traits, strict=True)
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)
     return Evaluator(
         model,
         space.families,
