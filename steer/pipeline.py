@@ -6,7 +6,6 @@ where it stopped and gives the same bundle.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from steer.portfolio import Portfolio
 from steer.precompute import PortfolioRecipe, precompute
 from steer.prompts import load_prompts
 from steer.recipe import Recipe
-from steer.resources import cache_dir
+from steer.resources import cache_dir, content_key
 from steer.rewards import default_reward
 from steer.subspace import Subspace
 from steer.trait_edit import (
@@ -111,18 +110,16 @@ def build(
 
 @dataclass(frozen=True, eq=False)
 class SearchSpace:
-    """What a search for a portfolio mixes and asks, and what rewards can be fitted to.
+    """What a search for a portfolio mixes, and what rewards can be fitted to.
 
     Attributes:
         families: By name, an edit a trait at its default dose; a family is a choice of layers.
         pairs: Contrast pairs by trait.
-        prompts: Develop prompts.
         scope: Where edits act.
     """
 
     families: Mapping[str, tuple[Edit, ...]]
     pairs: Mapping[str, PairSet]
-    prompts: tuple[str, ...]
     scope: Scope
 
 
@@ -226,8 +223,7 @@ def _search_space(
             middle.append(point.factor * edit)
         families["middle layers"] = tuple(middle)
     pairs = {name: built.sources[name].pairs for name in names}
-    develop = tuple(prompt.text for prompt in load_prompts("develop"))
-    return SearchSpace(families, pairs, develop, recipe.scope)
+    return SearchSpace(families, pairs, recipe.scope)
 
 
 def plain_prompts(pair_set: PairSet) -> list[str]:
@@ -247,9 +243,7 @@ def _portfolio(
     space = _search_space(language_model, wanted.traits, recipe, built)
     # What measurements hang on, but not what is made of them: another size costs no new ones.
     asked = [wanted.traits, wanted.prompts, asdict(wanted.decoding), recipe.seed]
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    for edit in (edit for edits in space.families.values() for edit in edits):
-        digest.update(edit_bytes(edit))
+    mixed = b"".join(edit_bytes(edit) for edits in space.families.values() for edit in edits)
     rewards = [
         default_reward(
             language_model,
@@ -265,9 +259,9 @@ def _portfolio(
         language_model,
         space.families,
         rewards,
-        space.prompts,
+        [prompt.text for prompt in load_prompts("develop")],
         wanted,
-        path=folder / "portfolios" / f"{digest.hexdigest()[:16]}.jsonl",
+        path=folder / "portfolios" / f"{content_key(asked, mixed)}.jsonl",
         scope=space.scope,
         seed=recipe.seed,
         progress=progress,
@@ -294,8 +288,7 @@ def _traits(traits: Sequence[Trait | str] | None) -> list[Trait]:
 
 def _work_dir(language_model: LanguageModel, recipe: Recipe) -> Path:
     # Everything that pairs depend on, so that a changed setting finds an empty folder.
-    key = json.dumps([recipe.prompts, recipe.seed, versions()], sort_keys=True)
-    name = hashlib.sha256(key.encode()).hexdigest()[:8]
+    name = content_key([recipe.prompts, recipe.seed, versions()])[:8]
     return cache_dir() / "builds" / f"{language_model.fingerprint.weights[:12]}-{name}"
 
 

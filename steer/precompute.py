@@ -9,8 +9,6 @@ pruning is done again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +26,9 @@ from steer.hooks import Scope
 from steer.models import LanguageModel
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio
+from steer.prompts import check_develop_left
 from steer.prune import prune, prune_to_size
+from steer.resources import content_key
 from steer.rewards import Reward
 from steer.search import Effort, search
 from steer.soundness import Soundness
@@ -81,12 +81,7 @@ class PortfolioRecipe:
                 raise InputError(f"portfolio {name}: expected a number >= 0, got {number}")
         if not 4 <= self.prompts <= 100:
             raise InputError(f"portfolio prompts: expected 4 to 100, got {self.prompts}")
-        left = 100 - self.prompts
-        if not 0 <= self.confirm_prompts <= left:
-            raise InputError(
-                f"portfolio confirm_prompts: expected 0 to {left}, the develop prompts that are "
-                f"left, got {self.confirm_prompts}"
-            )
+        check_develop_left("portfolio confirm_prompts", self.confirm_prompts, self.prompts)
 
 
 def precompute(
@@ -180,8 +175,7 @@ def precompute(
 
 def _confirm_path(path: Path, recipe: PortfolioRecipe) -> Path:
     """A file beside another, of its own for each way to confirm."""
-    what = json.dumps([recipe.confirm_prompts, asdict(recipe.confirm_decoding)], sort_keys=True)
-    key = hashlib.sha256(what.encode()).hexdigest()[:8]
+    key = content_key([recipe.confirm_prompts, asdict(recipe.confirm_decoding)])[:8]
     return path.with_name(f"{path.stem}-confirm-{key}{path.suffix}")
 
 

@@ -37,3 +37,16 @@ def load_prompts(split: Split) -> tuple[Prompt, ...]:
     return tuple(
         Prompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()
     )
+
+
+def check_develop_left(name: str, number: int, taken: int) -> None:
+    """Refuse more develop prompts than are left of the split once some are taken.
+
+    Raises:
+        InputError: With the name of what asked for them.
+    """
+    left = 100 - taken
+    if not 0 <= number <= left:
+        raise InputError(
+            f"{name}: expected 0 to {left}, the develop prompts that are left, got {number}"
+        )

@@ -10,6 +10,7 @@ from steer.dose import SEARCH_KLS
 from steer.errors import InputError
 from steer.generation import Decoding
 from steer.hooks import Scope
+from steer.prompts import check_develop_left
 
 Method = Literal["mean-difference", "svd", "ccs", "probe", "two-step", "two-step-sign-safe"]
 Layers = Literal["ccs-jump", "middle", "gain"]
@@ -53,9 +54,4 @@ class Recipe:
         for name, split in (("prompts", 300), ("develop_prompts", 100)):
             if not 8 <= getattr(self, name) <= split:
                 raise InputError(f"{name}: expected 8 to {split}, got {getattr(self, name)}")
-        left = 100 - self.develop_prompts
-        if not 0 <= self.confirm_prompts <= left:
-            raise InputError(
-                f"confirm_prompts: expected 0 to {left}, the develop prompts that are left, got "
-                f"{self.confirm_prompts}"
-            )
+        check_develop_left("confirm_prompts", self.confirm_prompts, self.develop_prompts)

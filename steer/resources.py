@@ -1,11 +1,14 @@
-"""Where the project's own files and the user's cache lie."""
+"""Where the project's own files and the user's cache lie; names and writing of files there."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def data_dir() -> Path:
@@ -23,6 +26,17 @@ def cache_dir() -> Path:
         return Path(explicit)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "steer"
+
+
+def content_key(what: Any, data: bytes = b"") -> str:
+    """Sixteen digits that name a file by what its content hangs on.
+
+    Args:
+        what: Plain JSON values, in which the order of keys does not count.
+        data: Anything else.
+    """
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode() + data)
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ not made again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from steer.measures import TRAIT_MEASURES
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
 from steer.recipe import Layers, Method, Recipe
-from steer.resources import atomic_path
+from steer.resources import atomic_path, content_key
 from steer.subspace import Subspace, choose_layers, fit_subspace
 from steer.traits import Trait
 
@@ -71,8 +70,7 @@ def prepare(language_model: LanguageModel, recipe: Recipe, folder: Path) -> Cont
     number = recipe.develop_prompts
     prompts = [prompt.text for prompt in load_prompts("develop")[: number + recipe.confirm_prompts]]
     what = [prompts, asdict(recipe.decoding), language_model.fingerprint.to_dict()]
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"unsteered-{key}.json"
+    path = folder / f"unsteered-{content_key(what)}.json"
     if not path.exists():
         texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
         answers = generate_batch(language_model, texts, recipe.decoding)
@@ -212,8 +210,7 @@ def _read(
 ) -> dict[int, NDArray[np.float32]]:
     """Read activations, or load what an earlier run read of exactly these sequences."""
     what = [sequences, list(layers), recipe.pooling, language_model.fingerprint.to_dict()]
-    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    path = folder / "activations" / f"{trait}-{key}.safetensors"
+    path = folder / "activations" / f"{trait}-{content_key(what)}.safetensors"
     if path.exists():
         try:
             return {int(layer): values for layer, values in load_file(path).items()}
@@ -279,13 +276,8 @@ def _dose(
     # Everything that a dose's answers hang on, but not which doses are asked for.
     settings = asdict(recipe)
     del settings["kls"], settings["confirm_prompts"]
-    key = hashlib.sha256(
-        json.dumps(
-            [asdict(trait), settings, language_model.fingerprint.to_dict()], sort_keys=True
-        ).encode()
-        + edit_bytes(edit)
-    ).hexdigest()[:16]
-    path = folder / "doses" / f"{trait.name}-{key}.json"
+    what = [asdict(trait), settings, language_model.fingerprint.to_dict()]
+    path = folder / "doses" / f"{trait.name}-{content_key(what, edit_bytes(edit))}.json"
     tried = _read_trials(path) if path.exists() else {}
     measure = TRAIT_MEASURES.get(trait.name)
 
@@ -328,8 +320,7 @@ def _mean_log_ratio(
     """The model's opinion of answers, kept: it takes a minute, also of the unsteered model's."""
     what = [asdict(trait), list(prompts), list(answers), _JUDGED]
     what.append(language_model.fingerprint.to_dict())
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / "log-ratios" / f"{trait.name}-{key}.json"
+    path = folder / "log-ratios" / f"{trait.name}-{content_key(what)}.json"
     if path.exists():
         try:
             return float(json.loads(path.read_text(encoding="utf-8")))
