@@ -45,6 +45,7 @@ from steer.fields import (
 from steer.models import Fingerprint
 from steer.portfolio import Portfolio
 from steer.portfolio_json import from_json, to_json
+from steer.portfolio_summary import summary
 from steer.resources import atomic_path
 
 SCHEMA = 1
@@ -213,7 +214,7 @@ class Bundle:
             "traits": {name: _summary(entry) for name, entry in self.traits.items()},
             "settings": check_json(self.settings, "bundle field 'settings'"),
             "versions": dict(self.versions),
-            "portfolio": None if self.portfolio is None else to_json(self.portfolio),
+            "portfolio": None if self.portfolio is None else summary(self.portfolio),
             "size": len(self._to_bytes()),
         }
 

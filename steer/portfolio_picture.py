@@ -11,31 +11,19 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from steer.cover import random_weights
 from steer.picture import image_kind
 from steer.portfolio import Portfolio
+from steer.portfolio_summary import served
 from steer.resources import atomic_path
 from steer.route import route
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MIXTURES = 20_000
 # Corners of the triangle: left, right, top.
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
 _UNSTEERED = "#c9ccd1"
-
-
-def shares(portfolio: Portfolio, seed: int = 0) -> NDArray[np.float64]:
-    """Share of all mixtures that each entry serves (K + 1,), the unsteered model first.
-
-    Mixtures are uniform on the simplex.
-    """
-    weights = random_weights(len(portfolio.traits), _MIXTURES, seed)
-    served = route(portfolio.measured, portfolio.kept, weights)
-    return np.array([float((served == index).mean()) for index in (0, *portfolio.kept)])
 
 
 def draw_portfolio(portfolio: Portfolio, path: str | Path) -> None:
@@ -110,7 +98,7 @@ def _triangle(axes: Axes, portfolio: Portfolio) -> None:
 
 
 def _bars(axes: Axes, portfolio: Portfolio) -> None:
-    share = 100 * shares(portfolio)
+    share = 100 * served(portfolio)[0]
     names = ["unsteered", *(f"entry {i}" for i in range(1, len(share)))]
     bars = axes.barh(names, share, color=entry_colours(len(share) - 1))
     axes.bar_label(bars, [f"{value:.0f}%" for value in share], padding=3)

@@ -740,9 +740,16 @@ def test_generate_routes_or_composes(steer, folder: Path, routed: Path) -> None:
 
 def test_inspect_holds_the_portfolio(steer, routed: Path) -> None:
     content = json.loads(steer("inspect", str(routed), "--json")[1])["portfolio"]
-    assert content["kept"] == [1]
-    assert [row["rewards"] for row in content["candidates"]] == [[0.1, 0.2], [0.8, 0.6]]
-    assert content["certificate"]["candidates"] == 2
+    rewards = [{"brevity": 0.1, "warmth": 0.2}, {"brevity": 0.8, "warmth": 0.6}]
+    assert [row["rewards"] for row in content["candidates"]] == rewards
+    unsteered, entry = content["entries"]
+    assert (unsteered["serves"], unsteered["weights"], unsteered["kl"]) == (0, None, 0)
+    assert (entry["candidate"], entry["serves"], entry["kl"]) == (1, 1, 0.25)
+    assert entry["rewards"] == rewards[1]
+    assert entry["weights"] == pytest.approx({"brevity": 0.5, "warmth": 0.5}, abs=0.01)
+    certificate = content["certificate"]
+    assert (certificate["epsilon"], certificate["delta"], certificate["candidates"]) == (0, 0, 2)
+    assert set(certificate["worst_w"]["delta"]) == {"brevity", "warmth"}
 
 
 def test_inspect_shows_and_draws_the_portfolio(steer, folder: Path, routed: Path) -> None:

@@ -87,13 +87,13 @@ def _show_bundle(bundle: Bundle) -> None:
 
 
 def _show_portfolio(portfolio: Portfolio) -> None:
-    from steer.portfolio_picture import shares
+    from steer.portfolio_summary import served
 
     table = Table(box=SIMPLE_HEAD)
     for heading in ("portfolio", "serves", "KL", *portfolio.traits):
         table.add_column(heading, justify="left" if heading == "portfolio" else "right")
     table.add_column("made of", overflow="fold")
-    rows = zip((0, *portfolio.kept), shares(portfolio).tolist(), strict=True)
+    rows = zip((0, *portfolio.kept), served(portfolio)[0].tolist(), strict=True)
     for number, (index, share) in enumerate(rows):
         candidate = portfolio.candidates[index]
         mixture = ", ".join(
