@@ -7,10 +7,6 @@ a `BundleError`: a hash over the tensors and one over the JSON refuse a damaged 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -20,11 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors import numpy as safetensors
 
+from steer import container
 from steer.edits import Edit, LayerEdit, additive
 from steer.errors import (
-    BundleError,
     BundleFormatError,
     BundleVersionError,
     FingerprintError,
@@ -41,6 +36,7 @@ from steer.fields import (
     check_text,
     check_whole,
     exact_keys,
+    required,
 )
 from steer.models import Fingerprint
 from steer.portfolio import Portfolio
@@ -50,22 +46,6 @@ from steer.resources import atomic_path
 
 SCHEMA = 1
 """Version of the file layout that is written, and the newest one that is read."""
-
-# Looked at before anything is allocated: a damaged length field must not exhaust the memory.
-_MAX_FILE_BYTES = 1 << 30
-_MAX_HEADER_BYTES = 16 << 20
-
-_METADATA_KEY = "steer"
-
-# Other files that are likely to be passed by mistake, by their first bytes.
-_KINDS = (
-    (b"PK\x03\x04", "a zip archive (PyTorch .pt or NumPy .npz)"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"GGUF", "a GGUF model"),
-    (b"version https://git-lfs", "a Git LFS pointer; fetch the file with `git lfs pull`"),
-    (b"\x80", "a pickle, which is never loaded"),
-    (b"{", "JSON text"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +182,7 @@ class Bundle:
             BundleVersionError: If a newer version of steer wrote it.
             BundleError: If there is no such file or it cannot be read.
         """
-        return _parse(_read(Path(path)), str(path))
+        return _parse(container.read_bytes(Path(path)), str(path))
 
     def info(self) -> dict[str, Any]:
         """A summary in plain JSON values; `size` is the file's, in bytes."""
@@ -317,10 +297,8 @@ class Bundle:
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "portfolio": None if self.portfolio is None else _portfolio_to_json(self.portfolio),
-            "tensors_sha256": _tensors_digest(tensors),
         }
-        document["sha256"] = _digest(document)
-        return safetensors.save(tensors, metadata={_METADATA_KEY: _canonical(document)})
+        return container.pack(document, tensors)
 
 
 # --- Writing -------------------------------------------------------------------------------------
@@ -344,8 +322,8 @@ def _parts(layer: LayerEdit) -> dict[str, NDArray[Any]]:
     return {"e": layer.e, "v": layer.v, "u": layer.u, "c": layer.c, "relu": relu}
 
 
-def _layouts(width: int, rank: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type, as safetensors names it, and shape of each stored part."""
+def _layouts(width: int, rank: int) -> dict[str, container.Layout]:
+    """Type and shape of each stored part."""
     if rank == 0:
         return {"e": ("F32", (width,))}
     return {
@@ -401,54 +379,15 @@ def _layer_figures(entry: TraitEntry) -> dict[str, dict[str, float]]:
     }
 
 
-def _canonical(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in document.items() if key != "sha256"}
-    return hashlib.sha256(_canonical(rest).encode()).hexdigest()
-
-
-def _tensors_digest(tensors: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(tensors.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
 # --- Reading -------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> bytes:
-    """The file's bytes, read once: it cannot change between a check and its use."""
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise BundleError(f"{path}: is a folder, expected a bundle file")
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path}: is not a regular file")
-        if status.st_size > _MAX_FILE_BYTES:
-            raise BundleFormatError(
-                f"{path}: {status.st_size} bytes; a bundle has at most {_MAX_FILE_BYTES}"
-            )
-        with path.open("rb") as file:
-            return file.read(status.st_size)
-    except FileNotFoundError as error:
-        raise BundleError(f"{path}: no such file") from error
-    # ValueError: a path with a NUL character.
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read: {error}") from error
 
 
 def _parse(data: bytes, source: str) -> Bundle:
     """The bundle in a file's bytes; `source` names the file in messages."""
     try:
-        header = _header(data)
-        document = _document(header)
+        header, document = container.unpack(data)
         # Before anything else is looked at: a newer layout may differ in all of it.
-        schema = check_whole(_get(document, "schema"), "field 'schema'")
+        schema = check_whole(required(document, "schema", "metadata"), "field 'schema'")
         if schema > SCHEMA:
             raise BundleVersionError(
                 f"{source}: written with schema {schema}, this version of steer reads up to "
@@ -456,64 +395,10 @@ def _parse(data: bytes, source: str) -> Bundle:
             )
         if schema < 1:
             raise InputError(f"field 'schema': expected 1 or more, got {schema}")
-        if _get(document, "sha256") != _digest(document):
-            raise InputError("damaged: the metadata do not match their SHA-256")
+        container.check_seal(document)
         return _bundle(document, header, data)
     except (InputError, SafetensorError) as error:
         raise BundleFormatError(f"{source}: {error}") from error
-
-
-def _header(data: bytes) -> dict[str, Any]:
-    """The safetensors header: 8 bytes of length, then JSON."""
-    if not data:
-        raise InputError("truncated: the file is empty")
-    length = int.from_bytes(data[:8], "little")
-    if data[8:9] != b"{" or length > _MAX_HEADER_BYTES:
-        for magic, kind in _KINDS:
-            if data.startswith(magic):
-                raise InputError(f"not a safetensors file; looks like {kind}")
-        if len(data) > 8:
-            raise InputError("not a safetensors file, or its header is damaged")
-    if len(data) < 8 + length:
-        raise InputError(f"truncated: the file has {len(data)} bytes and ends inside the header")
-    return _json_object(data[8 : 8 + length], "header")
-
-
-def _document(header: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = header.get("__metadata__")
-    text = metadata.get(_METADATA_KEY) if isinstance(metadata, dict) else None
-    if not isinstance(text, str):
-        raise InputError(
-            f"a safetensors file, but not a steer bundle: no {_METADATA_KEY!r} in its metadata"
-        )
-    return _json_object(text, "metadata")
-
-
-def _json_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Parse strictly: no NaN, no key twice, an object at the top."""
-    try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8")
-        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
-        # Also refuses numbers too large for a float, which the parser turns into infinity.
-        _canonical({"": value})
-    # ValueError: JSON and Unicode errors, and integers of thousands of digits.
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"damaged {what}: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"damaged {what}: expected a JSON object")
-    return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return result
 
 
 def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes) -> Bundle:
@@ -525,10 +410,9 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         "schema",
         "scope",
         "settings",
-        "sha256",
-        "tensors_sha256",
         "traits",
         "versions",
+        *container.SEALS,
     }
     exact_keys(document, expected, "metadata")
     identity = check_object(document["fingerprint"], "field 'fingerprint'")
@@ -546,9 +430,13 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         ranks[name] = by_layer(entry["ranks"], check_whole, f"trait {name!r}, field 'ranks'")
     portfolio, portfolio_ranks = _portfolio_fields(document["portfolio"])
     ranks |= portfolio_ranks
-    tensors = _tensors(ranks, fingerprint.width, header, data)
-    if document["tensors_sha256"] != _tensors_digest(tensors):
-        raise InputError("damaged: the tensors do not match their SHA-256")
+    layouts = {
+        _tensor_name(name, index, part): layout
+        for name, layers in ranks.items()
+        for index, rank in layers.items()
+        for part, layout in _layouts(fingerprint.width, rank).items()
+    }
+    tensors = container.tensors(data, header, layouts, document["tensors_sha256"])
 
     traits = {}
     for name, entry in entries.items():
@@ -585,54 +473,14 @@ def _portfolio_fields(value: object) -> tuple[dict[str, Any] | None, dict[str, d
     return {key: item for key, item in fields.items() if key != "ranks"}, owners
 
 
-def _edit(tensors: Mapping[str, NDArray[Any]], owner: str, ranks: Mapping[int, int]) -> Edit:
+def _edit(tensors: container.Tensors, owner: str, ranks: Mapping[int, int]) -> Edit:
     return Edit({index: _layer_edit(tensors, owner, index, k) for index, k in ranks.items()})
 
 
 _ENTRY_KEYS = {field.name for field in fields(TraitEntry)} - {"name", "edit"} | {"ranks"}
 
 
-def _tensors(
-    ranks: Mapping[str, Mapping[int, int]],
-    width: int,
-    header: Mapping[str, Any],
-    data: bytes,
-) -> dict[str, NDArray[Any]]:
-    """The tensors, which must be just those that the metadata promise."""
-    start = 8 + int.from_bytes(data[:8], "little")
-    end = start
-    layouts = {
-        _tensor_name(name, index, part): layout
-        for name, layers in ranks.items()
-        for index, rank in layers.items()
-        for part, layout in _layouts(width, rank).items()
-    }
-    exact_keys({key: None for key in header if key != "__metadata__"}, set(layouts), "tensors")
-    for name, (dtype, shape) in layouts.items():
-        where = f"tensor {name!r}"
-        entry = check_object(header[name], where)
-        exact_keys(entry, {"dtype", "shape", "data_offsets"}, where)
-        if (entry["dtype"], entry["shape"]) != (dtype, list(shape)):
-            raise InputError(
-                f"{where}: expected {dtype} {list(shape)}, got {entry['dtype']!r} "
-                f"{entry['shape']!r}"
-            )
-        offsets = entry["data_offsets"]
-        if not isinstance(offsets, list) or len(offsets) != 2:
-            raise InputError(f"{where}: expected two data offsets, got {offsets!r}")
-        first, last = (check_whole(offset, f"{where}, data offset") for offset in offsets)
-        if last - first != math.prod(shape) * (4 if dtype == "F32" else 1):
-            raise InputError(f"{where}: data offsets {offsets} do not fit its shape")
-        end = max(end, start + last)
-    if len(data) != end:
-        problem = "truncated" if len(data) < end else "damaged"
-        raise InputError(f"{problem}: expected {end} bytes, the file has {len(data)}")
-    return safetensors.load(data)
-
-
-def _layer_edit(
-    tensors: Mapping[str, NDArray[Any]], owner: str, index: int, rank: int
-) -> LayerEdit:
+def _layer_edit(tensors: container.Tensors, owner: str, index: int, rank: int) -> LayerEdit:
     e = tensors[_tensor_name(owner, index, "e")]
     if rank == 0:
         return additive({index: e}).layers[index]
@@ -640,12 +488,6 @@ def _layer_edit(
     if relu.max() > 1:
         raise InputError(f"tensor {_tensor_name(owner, index, 'relu')!r}: expected 0 and 1 only")
     return LayerEdit(e, v, u, c, relu.astype(bool))
-
-
-def _get(document: Mapping[str, Any], key: str) -> Any:
-    if key not in document:
-        raise InputError(f"metadata: field {key!r} is missing")
-    return document[key]
 
 
 # --- Validation, of arguments and of file contents alike -----------------------------------------

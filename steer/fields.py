@@ -24,6 +24,13 @@ def check_object(value: object, where: str) -> dict[str, Any]:
     return value
 
 
+def required(fields: Mapping[str, Any], key: str, where: str) -> Any:
+    """A field that must be there."""
+    if key not in fields:
+        raise InputError(f"{where}: field {key!r} is missing")
+    return fields[key]
+
+
 def check_text(value: object, where: str) -> str:
     """Text of valid Unicode."""
     if not isinstance(value, str):
