@@ -5,8 +5,8 @@
 The kept edits, and every edit that was best for some mixture on the develop prompts, answer the
 report prompts. Regret is what routing to the kept ones loses there against the edit that was best
 on the develop prompts. Beside the rewards that were searched with stands a measure that took no
-part: the unedited model's log-ratio between a trait's instructions. Written are held_out.md and,
-for each task, held_out/TASK.csv.
+part: the unedited model's log-ratio between a trait's instructions. Written are held_out.md,
+held_out.png and, for each task, held_out/TASK.csv.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from figures import panels, save
 from tasks import OBJECTIVE, TASKS, Task, arguments_of, evaluations_path, evaluator
 
 import steer
@@ -46,11 +49,12 @@ def main() -> None:
     model = steer.load_model(arguments.model)
     for name in arguments.task:
         study(model, TASKS[name], arguments)
+    paths = [arguments.output / "held_out" / f"{name}.json" for name in TASKS]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     lines = ["Portfolios of five on report prompts, routed by what develop prompts showed.", ""]
-    for name in TASKS:
-        path = arguments.output / "held_out" / f"{name}.json"
-        if path.exists():
-            lines += [json.loads(path.read_text(encoding="utf-8"))["text"], ""]
+    for content in found:
+        lines += [content["text"], ""]
+    draw(found, arguments.output / "held_out.png")
     with atomic_path(arguments.output / "held_out.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
@@ -83,6 +87,10 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
                 f"reward {name}": float(value)
                 for name, value in zip(task.rewards, found[place].rewards.mean(0), strict=True)
             },
+            **{
+                f"develop {name}": float(value)
+                for name, value in zip(task.rewards, whole.rewards[chosen[place]], strict=True)
+            },
             "kl": float(found[place].kl.mean()),
             "fluent": float(found[place].fluent.mean()),
             "tokens": float(found[place].tokens.mean()),
@@ -92,6 +100,7 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
     ]
     content = {
         "command": "python experiments/palm/held_out.py --data FOLDER",
+        "task": task.title,
         "model": model.name,
         "fingerprint": str(model.fingerprint),
         "seed": seed,
@@ -99,6 +108,7 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
         "mixtures": MIXTURES,
         "rivals": len(chosen) - len(ours) - 1,
         "regret": {"mean": regret.mean, "interval": regret.interval, "worst": regret.worst},
+        "entries": entries,
         "versions": versions(),
         "text": text(task, regret, entries, len(prompts), len(chosen)),
     }
@@ -112,6 +122,24 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
         writer = csv.DictWriter(file, list(entries[0]))
         writer.writeheader()
         writer.writerows(entries)
+
+
+def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """Rewards on report prompts by those on develop prompts, a panel a task."""
+    figure, places = panels(1, len(found), 3.4, 3.6)
+    for axes, content in zip(places[0], found, strict=True):
+        for name in (key[7:] for key in content["entries"][0] if key.startswith("reward ")):
+            pairs = [(row[f"develop {name}"], row[f"reward {name}"]) for row in content["entries"]]
+            axes.scatter(*zip(*pairs, strict=True), s=22, label=name)
+        axes.axline((0, 0), slope=1, color="#9aa0a6", lw=1, zorder=0)
+        axes.set_title(
+            f"{content['task']}\nmean regret {content['regret']['mean']:.4f}", fontsize=9
+        )
+        axes.set_xlabel("mean reward, develop prompts")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.legend(fontsize=7, frameon=False)
+    places[0, 0].set_ylabel("mean reward, report prompts")
+    save(figure, path)
 
 
 def opinions(

@@ -5,8 +5,8 @@
 
 Edits come from a build (`steer build`), whose work folder is gone on from: --build-dir. What is
 measured is kept line by line in --work-dir, so a run that was stopped goes on; tasks may run side
-by side. For each task, results/palm/measured/ gets a CSV of every measured edit and a JSON file of
-what the searches cost. `portfolio.py` makes the tables and figures of them.
+by side. For each task, results/palm/measured/ gets a CSV and a picture of every measured edit and a
+JSON file of what the searches cost. `portfolio.py` makes the tables and figures of them.
 
 The lazy search runs first and pays for all that it measures. The full one searches at every
 weight of the cover; where both propose an edit it is measured once and counted for both.
@@ -18,10 +18,14 @@ import argparse
 import csv
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from figures import panels, save
 from tasks import (
     OBJECTIVE,
     PROMPTS,
@@ -37,6 +41,7 @@ from tasks import (
 
 import steer
 from steer.cover import minimal_cover
+from steer.evaluation import Evaluation
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
 from steer.resources import atomic_path
@@ -109,7 +114,27 @@ def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> 
                     int(one.tokens.sum()),
                 ]
             )
+    draw(task, measures.evaluations, arguments.output / "measured" / f"{task.name}.png")
     print(f"{task.name}: {len(measures.evaluations)} edits, {time.monotonic() - started:.0f} s")
+
+
+def draw(task: Task, evaluations: Sequence[Evaluation], path: Path) -> None:
+    """Every measured edit: each reward by divergence, a panel a reward."""
+    figure, places = panels(1, len(task.rewards), 3.2, 3)
+    families = list(dict.fromkeys(one.candidate.family for one in evaluations))
+    for column, (axes, name) in enumerate(zip(places[0], task.rewards, strict=True)):
+        for family, colour in zip(families, ("#1f6fb2", "#e0872e"), strict=False):
+            mine = [one for one in evaluations if one.candidate.family == family]
+            kl, reward = [[one.kl.mean() for one in mine], [one.rewards.mean(0) for one in mine]]
+            axes.scatter(kl, np.array(reward)[:, column], s=9, color=colour, label=family)
+        unsteered = evaluations[0].rewards.mean(0)[column]
+        axes.plot(0, unsteered, "*", color="#202124", markersize=11, label="unsteered")
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("KL, nats per token")
+    places[0, 0].set_ylabel("mean reward")
+    handles, labels = places[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    save(figure, path)
 
 
 def cost(found: SearchResult) -> dict[str, int]:

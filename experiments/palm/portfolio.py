@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from figures import panels, save
 from numpy.typing import NDArray
 from tasks import OBJECTIVE, TASKS, Task, common_arguments, composed, evaluations_path
 
@@ -98,7 +98,7 @@ def main() -> None:
         study = Study(task, evaluations, arguments.seed)
         rows += study.rows()
         served[task.title] = study.shares(SHOWN)
-        notes.append(study.note(SHOWN))
+        notes.append(study.note(SHOWN) + spent(arguments.output / "measured" / f"{name}.json"))
     arguments.output.mkdir(parents=True, exist_ok=True)
     with (
         atomic_path(arguments.output / "portfolio.csv") as temporary,
@@ -243,6 +243,20 @@ class Study:
         )
 
 
+def spent(path: Path) -> str:
+    """What the searches of a task asked for, where `measure.py` is through with it."""
+    if not path.exists():
+        return ""
+    costs = json.loads(path.read_text(encoding="utf-8"))["cost"]
+    weights = costs["weights of the cover"]
+    return "".join(
+        f" The {kind} search: {costs[kind]['oracle calls']} oracle calls for {weights} weights, "
+        f"{costs[kind]['measured edits']} edits, {costs[kind]['generated tokens']} tokens."
+        for kind in ("lazy", "full")
+        if kind in costs
+    )
+
+
 def markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
     """The table."""
     lines = [
@@ -271,10 +285,8 @@ def losses_by_size(rows: Sequence[Row], path: Path) -> None:
     tasks = list(dict.fromkeys(row.task for row in rows))
     columns = ("worst_delta", "worst_epsilon", "mean_delta", "mean_epsilon")
     titles = ("worst δ at ε = 0", "worst ε at δ = 0", "mean δ", "mean ε")
-    figure = Figure(figsize=(13, 2.9 * len(tasks)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(tasks), 4, squeeze=False)
-    for task, line in zip(tasks, panels, strict=True):
+    figure, places = panels(len(tasks), 4, 3.25, 2.9)
+    for task, line in zip(tasks, places, strict=True):
         for axes, column, title in zip(line, columns, titles, strict=True):
             for method, colour in COLOURS.items():
                 points = [r for r in rows if r.task == task and r.method == method]
@@ -288,22 +300,18 @@ def losses_by_size(rows: Sequence[Row], path: Path) -> None:
             axes.set_title(f"{task}\n{title}", fontsize=9)
             axes.set_xticks(list(SIZES))
             axes.set_ylim(bottom=0)
-            axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[-1]:
+    for axes in places[-1]:
         axes.set_xlabel("edits kept")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
+    handles, labels = places[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
     save(figure, path)
 
 
 def who_serves_whom(served: dict[str, dict[str, Float64]], path: Path) -> None:
     """Figure 3: shares of mixtures, a bar a method, the unsteered model in grey."""
-    figure = Figure(figsize=(4.1 * len(served), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, places = panels(1, len(served), 4.1, 3.2)
     blues = ["#d5d8dc", "#08306b", "#2171b5", "#4f9bcb", "#86bcdc", "#b5d4e9", "#dceaf6", "#eef5fb"]
-    for axes, (task, methods) in zip(
-        figure.subplots(1, len(served), squeeze=False)[0], served.items(), strict=True
-    ):
+    for axes, (task, methods) in zip(places[0], served.items(), strict=True):
         for place, shares in enumerate(methods.values()):
             left = 0.0
             for share, colour in zip(shares, blues, strict=False):
@@ -325,14 +333,7 @@ def who_serves_whom(served: dict[str, dict[str, Float64]], path: Path) -> None:
         axes.set_xlim(0, 1)
         axes.set_title(task, fontsize=10)
         axes.set_xlabel("share of mixtures; grey: the unsteered model")
-        axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
 
 
 if __name__ == "__main__":
