@@ -188,12 +188,17 @@ def _prune(data: Measured, recipe: PortfolioRecipe) -> tuple[int, ...]:
 def _confirmed(
     evaluator: Evaluator, unsteered: Candidate, candidates: Sequence[Candidate]
 ) -> dict[Candidate, bool]:
-    """Which candidates leave answers as whole as the unsteered model's."""
+    """Which candidates leave answers as whole as the unsteered model's.
+
+    One answer more may fall apart. That is what an edit that breaks one answer in a hundred does to
+    40 in every third case, and some of the many that are tried here would be refused for it.
+    """
+    one_answer = 1 / len(evaluator.prompts)
     before, *after = (
         Soundness.of(evaluator.prompts, one.texts)
         for one in evaluator.evaluate([unsteered, *candidates])
     )
     return {
-        candidate: one.holds_against(before)
+        candidate: one.holds_against(before, one_answer)
         for candidate, one in zip(candidates, after, strict=True)
     }

@@ -34,10 +34,15 @@ class Soundness:
             float(np.mean(relevance(prompts, answers) >= THRESHOLD)),
         )
 
-    def holds_against(self, unsteered: Soundness) -> bool:
-        """Whether no larger share loops or breaks, and hardly fewer are about their prompt."""
+    def holds_against(self, unsteered: Soundness, more_incoherent: float = 0.0) -> bool:
+        """Whether no larger share loops or breaks, and hardly fewer are about their prompt.
+
+        Args:
+            unsteered: The unsteered model's.
+            more_incoherent: Share of answers by which more may loop or break.
+        """
         # The small number is for shares that are equal but for rounding.
         return (
-            self.incoherent <= unsteered.incoherent + 1e-9
+            self.incoherent <= unsteered.incoherent + more_incoherent + 1e-9
             and self.relevant >= unsteered.relevant - LESS_RELEVANT - 1e-9
         )

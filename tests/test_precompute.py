@@ -104,7 +104,8 @@ def test_only_edits_that_hold_on_further_prompts_are_kept(
             assert prompts == CONFIRM
             return cls(answers)
 
-        def holds_against(self, unsteered: Judge) -> bool:
+        def holds_against(self, unsteered: Judge, more_incoherent: float) -> bool:
+            assert more_incoherent == 1 / len(CONFIRM)
             asked.append(self.answers)
             known = {one.candidate: one.texts for one in confirmations()}
             assert unsteered.answers == known[before.candidates[0]]

@@ -34,3 +34,10 @@ def test_shares() -> None:
 )
 def test_against_the_unsteered_model(found: Soundness, unsteered: Soundness, holds: bool) -> None:
     assert found.holds_against(unsteered) is holds
+
+
+def test_some_may_be_put_down_to_chance() -> None:
+    unsteered = Soundness(0.025, 1.0)
+    assert Soundness(0.05, 1.0).holds_against(unsteered, 0.025)
+    assert not Soundness(0.075, 1.0).holds_against(unsteered, 0.025)
+    assert not Soundness(0.0, 0.99 - LESS_RELEVANT).holds_against(unsteered, 0.025)

@@ -9,7 +9,8 @@ by side. For each task, results/palm/measured/ gets a CSV and a picture of every
 JSON file of what the searches cost. `portfolio.py` makes the tables and figures of them.
 
 The lazy search runs first and pays for all that it measures. The full one searches at every
-weight of the cover; where both propose an edit it is measured once and counted for both.
+weight of the cover; where both propose an edit it is measured once and counted for both. A third,
+with another seed, searches at evenly spread weights: what is best then rests on no one search.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from tasks import (
 )
 
 import steer
-from steer.cover import minimal_cover
+from steer.cover import minimal_cover, uniform_weights
 from steer.evaluation import Evaluation
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
@@ -66,15 +67,19 @@ def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> 
     cover = minimal_cover(len(task.traits), task.closeness, seed=seed)
     started = time.monotonic()
     costs: dict[str, Any] = {"weights of the cover": len(cover.weights)}
-    for kind in ("lazy", "full") if task.full else ("lazy",):
+    spread = uniform_weights(len(task.traits), 2 * len(cover.weights) // 3)
+    searches = {"lazy": (cover.weights, seed)}
+    if task.full:
+        searches |= {"full": (cover.weights, seed), "spread": (spread, seed + 1)}
+    for kind, (weights, start) in searches.items():
         found = search(
             measures,
-            cover.weights,
+            weights,
             OBJECTIVE,
             delta=SERVED,
             effort=effort(quick),
             lazy=kind == "lazy",
-            seed=seed,
+            seed=start,
         )
         costs[kind] = cost(found)
         print(f"{task.name}, {kind}: {costs[kind]}", flush=True)
