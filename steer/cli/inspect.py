@@ -90,25 +90,31 @@ def _show_portfolio(portfolio: Portfolio) -> None:
     from steer.portfolio_summary import served
 
     table = Table(box=SIMPLE_HEAD)
+    made_of = Table(box=SIMPLE_HEAD)
     for heading in ("portfolio", "serves", "KL", *portfolio.traits):
         table.add_column(heading, justify="left" if heading == "portfolio" else "right")
-    table.add_column("made of", overflow="fold")
+    made_of.add_column("entry", no_wrap=True)
+    made_of.add_column("mixed of", overflow="fold")
+    made_of.add_column("at", no_wrap=True)
     rows = zip((0, *portfolio.kept), served(portfolio)[0].tolist(), strict=True)
     for number, (index, share) in enumerate(rows):
         candidate = portfolio.candidates[index]
-        mixture = ", ".join(
-            f"{c:.2f} {name}"
-            for name, c in zip(portfolio.traits, candidate.coefficients, strict=True)
-            if c
-        )
+        name = "unsteered" if number == 0 else f"entry {number}"
         table.add_row(
-            "unsteered" if number == 0 else f"entry {number}",
+            name,
             f"{share:.0%}",
             f"{portfolio.kl[index]:.3f}",
             *(f"{reward:.2f}" for reward in portfolio.mean_rewards[index].tolist()),
-            Text(f"{mixture}; {candidate.family}" if mixture else "nothing"),
         )
+        if number:
+            mixture = ", ".join(
+                f"{c:.2f} {name}"
+                for name, c in zip(portfolio.traits, candidate.coefficients, strict=True)
+                if c
+            )
+            made_of.add_row(name, Text(mixture), Text(candidate.family))
     out.print(table)
+    out.print(made_of)
     out.print(Text(f"{portfolio.certificate}."), soft_wrap=True)
 
 
