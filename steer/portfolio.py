@@ -39,6 +39,10 @@ class Candidate:
         """Whether nothing is mixed."""
         return not any(self.coefficients)
 
+    def is_one_trait(self) -> bool:
+        """Whether it is a trait's own edit at its default dose."""
+        return sorted(self.coefficients) == [0.0] * (len(self.coefficients) - 1) + [1.0]
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -1,10 +1,10 @@
 """Make a portfolio: search for edits at the weights of a cover, prune, certify.
 
-cover (PALM's weights)  ->  lazy search (measured edits)  ->  prune  ->  confirm  ->  certificate
+cover (PALM's weights)  ->  lazy search  ->  shortlist  ->  confirm  ->  prune  ->  certificate
 
-A search measures hundreds of edits, so their answers are few and cut short. The few that are kept
-answer more prompts at full length; one that does not hold there is no candidate any longer, and
-pruning is done again.
+A search measures hundreds of edits, so their answers are few and cut short, and the best of them
+owes some of its lead to chance. A shortlist therefore answers other prompts, more of them and at
+full length. What these show decides, and is what the certificate is about.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from steer.certificate import Measured, certify
 from steer.cover import Closeness, minimal_cover
 from steer.edits import Edit
 from steer.errors import InputError
-from steer.evaluation import Evaluator
+from steer.evaluation import Evaluation, Evaluator, measured
 from steer.generation import Decoding
 from steer.hooks import Scope
 from steer.models import LanguageModel
@@ -30,7 +30,7 @@ from steer.prompts import check_develop_left
 from steer.prune import prune, prune_to_size
 from steer.resources import content_key
 from steer.rewards import Reward
-from steer.search import Effort, search
+from steer.search import Effort, SearchResult, search
 from steer.soundness import Soundness
 
 
@@ -46,7 +46,9 @@ class PortfolioRecipe:
         closeness: How near a weight of the cover is to the preferences that it stands for.
         prompts: Number of develop prompts that every candidate answers.
         decoding: How they are answered.
-        confirm_prompts: Number of further ones that every kept edit answers at full length.
+        shortlist: Edits, beside each trait's own, that the search puts up for confirmation.
+        confirm_prompts: Number of further prompts that those answer at full length; what they show
+            there decides. 0: the search decides.
         confirm_decoding: How those are answered.
         objective: J.
         effort: How hard each weight is searched for.
@@ -60,6 +62,7 @@ class PortfolioRecipe:
     closeness: Closeness = Closeness(0.5, 0.05)
     prompts: int = 16
     decoding: Decoding = Decoding(max_new_tokens=128)
+    shortlist: int = 24
     confirm_prompts: int = 40
     confirm_decoding: Decoding = Decoding()
     objective: Objective = Objective()
@@ -74,8 +77,9 @@ class PortfolioRecipe:
         guarantee = (self.epsilon, self.delta)
         if (self.size is None) == (guarantee == (None, None)):
             raise InputError("portfolio: give a size, or epsilon and delta, and not both")
-        if self.size is not None and self.size < 1:
-            raise InputError(f"portfolio size: expected at least 1, got {self.size}")
+        for name, least in (("size", self.size), ("shortlist", self.shortlist)):
+            if least is not None and least < 1:
+                raise InputError(f"portfolio {name}: expected at least 1, got {least}")
         for name, number in zip(("epsilon", "delta"), guarantee, strict=True):
             if number is not None and not 0 <= number < math.inf:
                 raise InputError(f"portfolio {name}: expected a number >= 0, got {number}")
@@ -96,7 +100,7 @@ def precompute(
     seed: int = 0,
     progress: bool = False,
 ) -> Portfolio:
-    """Search, prune, confirm and certify.
+    """Search, confirm, prune and certify.
 
     Args:
         language_model: The model.
@@ -142,24 +146,16 @@ def precompute(
         effort=recipe.effort,
         seed=seed,
     )
-    candidates = [one.candidate for one in found.evaluations]
-    holds: dict[Candidate, bool] = {}
-    confirm = None
+    evaluations: Sequence[Evaluation] = found.evaluations
     if recipe.confirm_prompts:
         confirm = evaluator(
             prompts[recipe.prompts : wanted],
             recipe.confirm_decoding,
             _confirm_path(path, recipe),
         )
-    while True:
-        sound = [i for i, one in enumerate(candidates) if holds.get(one, True)]
-        data = Measured(found.measured.rewards[sound], found.measured.regulariser[sound])
-        kept = _prune(data, recipe)
-        fresh = [candidates[sound[i]] for i in kept if candidates[sound[i]] not in holds]
-        if confirm is None or not fresh:
-            break
-        holds |= _confirmed(confirm, candidates[0], fresh)
-    evaluations = [found.evaluations[i] for i in sound]
+        evaluations = _confirmed(confirm, _shortlist(found, recipe.shortlist))
+    data = measured(evaluations, recipe.objective)
+    kept = _prune(data, recipe)
     return Portfolio(
         traits=recipe.traits,
         rewards=tuple(reward.name for reward in rewards),
@@ -185,20 +181,24 @@ def _prune(data: Measured, recipe: PortfolioRecipe) -> tuple[int, ...]:
     return prune(data, epsilon=recipe.epsilon or 0.0, delta=recipe.delta or 0.0)
 
 
-def _confirmed(
-    evaluator: Evaluator, unsteered: Candidate, candidates: Sequence[Candidate]
-) -> dict[Candidate, bool]:
-    """Which candidates leave answers as whole as the unsteered model's.
+def _shortlist(found: SearchResult, size: int) -> list[Candidate]:
+    """The unsteered model, each trait's own edits, and so many that serve best together."""
+    candidates = [one.candidate for one in found.evaluations]
+    best = {candidates[index] for index in prune_to_size(found.measured, size)}
+    return [one for one in candidates if one.is_unsteered() or one.is_one_trait() or one in best]
+
+
+def _confirmed(evaluator: Evaluator, candidates: Sequence[Candidate]) -> list[Evaluation]:
+    """What the evaluator finds of candidates that leave answers as whole as the first's.
 
     One answer more may fall apart. That is what an edit that breaks one answer in a hundred does to
     40 in every third case, and some of the many that are tried here would be refused for it.
     """
     one_answer = 1 / len(evaluator.prompts)
-    before, *after = (
-        Soundness.of(evaluator.prompts, one.texts)
-        for one in evaluator.evaluate([unsteered, *candidates])
-    )
-    return {
-        candidate: one.holds_against(before, one_answer)
-        for candidate, one in zip(candidates, after, strict=True)
-    }
+    found = evaluator.evaluate(candidates)
+    whole = [Soundness.of(evaluator.prompts, one.texts) for one in found]
+    return [
+        one
+        for one, soundness in zip(found, whole, strict=True)
+        if soundness.holds_against(whole[0], one_answer)
+    ]

@@ -14,8 +14,9 @@ from steer.edits import compose
 from steer.errors import InputError
 from steer.evaluation import Evaluation, read_evaluations
 from steer.generation import Decoding
-from steer.portfolio import Portfolio
+from steer.portfolio import Candidate, Portfolio
 from steer.precompute import PortfolioRecipe, precompute
+from steer.prune import prune_to_size
 from steer.rewards import Range, TextReward
 from steer.search import Effort
 from tests.models import tiny
@@ -85,13 +86,10 @@ def test_killed_and_resumed_it_is_the_same(tmp_path: Path) -> None:
         np.testing.assert_allclose(resumed.kl, expected.kl, atol=1e-6)
 
 
-def test_only_edits_that_hold_on_further_prompts_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each edit that would be kept is asked once more; those that fail leave the candidates."""
+def test_further_prompts_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a shortlist, only edits that hold there are candidates, and only by what they do there."""
     before = a_portfolio(tmp_path / "before.jsonl")
-    asked: list[tuple[str, ...]] = []
-    fails = {before.candidates[before.kept[0]]}
+    fails = before.candidates[before.kept[0]]
 
     class Judge:
         """Calls answers whole unless they are of an edit that is to fail."""
@@ -106,25 +104,29 @@ def test_only_edits_that_hold_on_further_prompts_are_kept(
 
         def holds_against(self, unsteered: Judge, more_incoherent: float) -> bool:
             assert more_incoherent == 1 / len(CONFIRM)
-            asked.append(self.answers)
-            known = {one.candidate: one.texts for one in confirmations()}
-            assert unsteered.answers == known[before.candidates[0]]
-            return self.answers not in [known[one] for one in fails if one in known]
+            known = confirmations()
+            assert unsteered.answers == known[before.candidates[0]].texts
+            return self.answers != known[fails].texts
 
-    def confirmations() -> tuple[Evaluation, ...]:
+    def confirmations() -> dict[Candidate, Evaluation]:
         (path,) = tmp_path.glob("after-confirm-*.jsonl")
-        return read_evaluations(path)
+        return {one.candidate: one for one in read_evaluations(path)}
 
     monkeypatch.setattr(precompute_module, "Soundness", Judge)
-    recipe = replace(RECIPE, confirm_prompts=2, confirm_decoding=Decoding(max_new_tokens=20))
+    decoding = Decoding(max_new_tokens=20)
+    recipe = replace(RECIPE, shortlist=3, confirm_prompts=2, confirm_decoding=decoding)
     after = a_portfolio(tmp_path / "after.jsonl", recipe, prompts=PROMPTS + CONFIRM)
-    known = {one.candidate: one.texts for one in confirmations()}
-    failed = {one for one, texts in known.items() if texts in [known[i] for i in fails]}
-    assert fails <= failed and set(after.candidates) == set(before.candidates) - failed
-    assert {after.candidates[i] for i in after.kept} <= set(known) - failed
+    known = confirmations()
+    alone = {Candidate(name, one) for name in FAMILIES for one in ((1.0, 0.0), (0.0, 1.0))}
+    best = prune_to_size(before.measured, 3)
+    assert set(known) == {before.candidates[i] for i in (0, *best)} | alone
+    failed = {one for one in known if known[one].texts == known[fails].texts}
+    assert set(after.candidates) == set(known) - failed
+    for i, one in enumerate(after.candidates):
+        np.testing.assert_allclose(after.mean_rewards[i], known[one].rewards.mean(0))
+        assert after.kl[i] == pytest.approx(known[one].kl.mean())
     worst = worst_delta(after.measured, (0, *after.kept), 0.0)
     assert after.certificate.delta.loss == pytest.approx(worst.loss)
-    assert len(asked) == len(known) - 1  # nobody is asked twice
     with pytest.raises(InputError, match="at least 6 prompts, got 4"):
         a_portfolio(tmp_path / "few.jsonl", recipe)
 
@@ -137,6 +139,7 @@ def test_only_edits_that_hold_on_further_prompts_are_kept(
         ({"size": None}, "size"),
         ({"delta": 0.1}, "size"),
         ({"size": 0}, "size"),
+        ({"shortlist": 0}, "shortlist"),
         ({"size": None, "delta": -0.1}, "delta"),
         ({"size": None, "epsilon": float("nan")}, "epsilon"),
         ({"prompts": 1}, "prompts"),
