@@ -142,12 +142,12 @@ def _header(data: bytes) -> dict[str, Any]:
     if not data:
         raise InputError("truncated: the file is empty")
     length = int.from_bytes(data[:8], "little")
-    if data[8:9] != b"{" or length > _MAX_HEADER_BYTES:
+    # Fewer bytes are no more than a length, which may begin like anything.
+    if len(data) > 8 and (data[8:9] != b"{" or length > _MAX_HEADER_BYTES):
         for magic, kind in _KINDS:
             if data.startswith(magic):
                 raise InputError(f"not a safetensors file; looks like {kind}")
-        if len(data) > 8:
-            raise InputError("not a safetensors file, or its header is damaged")
+        raise InputError("not a safetensors file, or its header is damaged")
     if len(data) < 8 + length:
         raise InputError(f"truncated: the file has {len(data)} bytes and ends inside the header")
     return _json_object(data[8 : 8 + length], "header")

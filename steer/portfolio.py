@@ -45,6 +45,21 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What a search measured of a candidate, before a shortlist was measured better.
+
+    Attributes:
+        candidate: The candidate.
+        rewards: Mean rewards, d of them.
+        kl: Nats per token.
+    """
+
+    candidate: Candidate
+    rewards: tuple[float, ...]
+    kl: float
+
+
+@dataclass(frozen=True)
 class Entry:
     """How a request is served.
 
@@ -93,6 +108,8 @@ class Portfolio:
         kept: Which candidates are kept, K of them; the unsteered model is not counted.
         edits: The K edits.
         certificate: The worst case over all mixtures, relative to the candidates.
+        searched: What the search measured of these and of other candidates, on fewer and shorter
+            answers; empty if its figures are those above.
     """
 
     traits: tuple[str, ...]
@@ -104,6 +121,7 @@ class Portfolio:
     kept: tuple[int, ...]
     edits: tuple[Edit, ...]
     certificate: Certificate
+    searched: tuple[Trial, ...] = ()
 
     def __post_init__(self) -> None:
         d, n = len(self.traits), len(self.candidates)
@@ -125,11 +143,14 @@ class Portfolio:
             raise InputError(
                 f"portfolio: got {len(self.edits)} edits for {len(self.kept)} kept candidates"
             )
-        if len({len(candidate.coefficients) for candidate in self.candidates}) > 1:
-            raise InputError("portfolio: candidates differ in their number of coefficients")
+        tried = (*self.candidates, *(trial.candidate for trial in self.searched))
+        if any(len(candidate.coefficients) != d for candidate in tried):
+            raise InputError(f"portfolio: expected {d} coefficients of every candidate")
         worst = (self.certificate.delta, self.certificate.epsilon)
         if any(one.weights.shape != (d,) or not 0 <= one.edit < n for one in worst):
             raise InputError("portfolio: the certificate is of other traits or candidates")
+        if any(len(trial.rewards) != d for trial in self.searched):
+            raise InputError(f"portfolio: expected {d} rewards of everything that was searched")
         for array in (self.mean_rewards, self.kl):
             array.setflags(write=False)
         _ = self.measured  # checks the numbers

@@ -13,7 +13,7 @@ from steer.edits import Edit
 from steer.errors import InputError
 from steer.fields import check_number, check_object, check_text, check_whole, exact_keys
 from steer.objective import Objective
-from steer.portfolio import Candidate, Portfolio
+from steer.portfolio import Candidate, Portfolio, Trial
 
 _WHERE = "field 'portfolio'"
 
@@ -25,12 +25,7 @@ def to_json(portfolio: Portfolio) -> dict[str, Any]:
         "rewards": list(portfolio.rewards),
         "objective": asdict(portfolio.objective),
         "candidates": [
-            {
-                "family": candidate.family,
-                "coefficients": list(candidate.coefficients),
-                "rewards": rewards,
-                "kl": kl,
-            }
+            _trial_to_json(Trial(candidate, tuple(rewards), kl))
             for candidate, rewards, kl in zip(
                 portfolio.candidates,
                 portfolio.mean_rewards.tolist(),
@@ -40,6 +35,7 @@ def to_json(portfolio: Portfolio) -> dict[str, Any]:
         ],
         "kept": list(portfolio.kept),
         "certificate": _certificate_to_json(portfolio.certificate),
+        "searched": [_trial_to_json(trial) for trial in portfolio.searched],
     }
 
 
@@ -54,20 +50,12 @@ def from_json(value: object, edits: Sequence[Edit]) -> Portfolio:
         InputError: If a field is missing, unknown or not usable.
     """
     fields = check_object(value, _WHERE)
-    expected = {"traits", "rewards", "objective", "candidates", "kept", "certificate"}
+    expected = {"traits", "rewards", "objective", "candidates", "kept", "certificate", "searched"}
     exact_keys(fields, expected, _WHERE)
     objective = check_object(fields["objective"], f"{_WHERE}, 'objective'")
     exact_keys(objective, {"penalty", "kl_unit", "f_max"}, f"{_WHERE}, 'objective'")
-    candidates, rewards, kl = [], [], []
-    for number, item in enumerate(_list(fields["candidates"], "'candidates'")):
-        where = f"{_WHERE}, candidate {number}"
-        row = check_object(item, where)
-        exact_keys(row, {"family", "coefficients", "rewards", "kl"}, where)
-        coefficients = tuple(_numbers(row["coefficients"], f"candidate {number}, coefficients"))
-        candidates.append(Candidate(check_text(row["family"], where), coefficients))
-        rewards.append(_numbers(row["rewards"], f"candidate {number}, rewards"))
-        kl.append(check_number(row["kl"], f"{where}, 'kl'"))
-    if len({len(row) for row in rewards}) > 1:
+    trials = _trials(fields["candidates"], "candidates")
+    if len({len(trial.rewards) for trial in trials}) > 1:
         raise InputError(f"{_WHERE}: candidates differ in their number of rewards")
     return Portfolio(
         traits=_texts(fields["traits"], "'traits'"),
@@ -78,13 +66,40 @@ def from_json(value: object, edits: Sequence[Edit]) -> Portfolio:
                 for name, number in objective.items()
             }
         ),
-        candidates=tuple(candidates),
-        mean_rewards=np.array(rewards, np.float64),
-        kl=np.array(kl, np.float64),
+        candidates=tuple(trial.candidate for trial in trials),
+        mean_rewards=np.array([trial.rewards for trial in trials], np.float64),
+        kl=np.array([trial.kl for trial in trials], np.float64),
         kept=tuple(check_whole(i, f"{_WHERE}, 'kept'") for i in _list(fields["kept"], "'kept'")),
         edits=tuple(edits),
         certificate=_certificate_from_json(fields["certificate"]),
+        searched=_trials(fields["searched"], "searched"),
     )
+
+
+def _trial_to_json(trial: Trial) -> dict[str, Any]:
+    return {
+        "family": trial.candidate.family,
+        "coefficients": list(trial.candidate.coefficients),
+        "rewards": list(trial.rewards),
+        "kl": trial.kl,
+    }
+
+
+def _trials(value: object, key: str) -> tuple[Trial, ...]:
+    trials = []
+    for number, item in enumerate(_list(value, repr(key))):
+        where = f"{_WHERE}, {key} {number}"
+        row = check_object(item, where)
+        exact_keys(row, {"family", "coefficients", "rewards", "kl"}, where)
+        coefficients = tuple(_numbers(row["coefficients"], f"{key} {number}, coefficients"))
+        trials.append(
+            Trial(
+                Candidate(check_text(row["family"], where), coefficients),
+                tuple(_numbers(row["rewards"], f"{key} {number}, rewards")),
+                check_number(row["kl"], f"{where}, 'kl'"),
+            )
+        )
+    return tuple(trials)
 
 
 def _certificate_to_json(certificate: Certificate) -> dict[str, Any]:

@@ -78,6 +78,15 @@ def summary(portfolio: Portfolio) -> dict[str, Any]:
             )
         ],
         "candidates": candidates,
+        "searched": [
+            {
+                "family": trial.candidate.family,
+                "coefficients": named(trial.candidate.coefficients),
+                "rewards": named(trial.rewards),
+                "kl": trial.kl,
+            }
+            for trial in portfolio.searched
+        ],
         "certificate": _certificate(portfolio.certificate, portfolio.traits),
     }
 

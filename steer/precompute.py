@@ -25,7 +25,7 @@ from steer.generation import Decoding
 from steer.hooks import Scope
 from steer.models import LanguageModel
 from steer.objective import Objective
-from steer.portfolio import Candidate, Portfolio
+from steer.portfolio import Candidate, Portfolio, Trial
 from steer.prompts import check_develop_left
 from steer.prune import prune, prune_to_size
 from steer.resources import content_key
@@ -166,6 +166,12 @@ def precompute(
         kept=kept,
         edits=tuple(searched.edit(evaluations[i].candidate) for i in kept),
         certificate=certify(data, kept),
+        searched=tuple(
+            Trial(one.candidate, tuple(one.rewards.mean(0).tolist()), float(one.kl.mean()))
+            for one in found.evaluations
+        )
+        if recipe.confirm_prompts
+        else (),
     )
 
 

@@ -27,7 +27,7 @@ from steer.errors import (
 )
 from steer.models import Fingerprint
 from steer.objective import Objective
-from steer.portfolio import Candidate, Portfolio
+from steer.portfolio import Candidate, Portfolio, Trial
 
 WIDTH = 6
 FINGERPRINT = Fingerprint("TinyForCausalLM", 4, WIDTH, 50, "ab" * 32)
@@ -78,6 +78,10 @@ def _portfolio(**changes):
         "kept": kept,
         "edits": (additive(_vectors(5, (3,))), two_step(_vectors(6), _vectors(7))),
         "certificate": certify(Measured(rewards, objective.regulariser(kl)), kept, points=3),
+        "searched": (
+            Trial(Candidate("deep", (0.0, 0.0)), (0.25, 0.25), 0.0),
+            Trial(Candidate("deep", (0.1, 0.2)), (0.125, 1.0), 0.75),
+        ),
     }
     return Portfolio(**{**fields, **changes})
 
@@ -112,7 +116,7 @@ def _same_edit(a, b):
 def _same_portfolio(a, b):
     if a is None or b is None:
         return a is b
-    plain = ("traits", "rewards", "objective", "candidates", "kept")
+    plain = ("traits", "rewards", "objective", "candidates", "kept", "searched")
     worst = ("delta", "epsilon")
     one, other = a.certificate, b.certificate
     return (
@@ -653,6 +657,9 @@ def _set(*keys, value):
         (_set("portfolio", "candidates", 1, "kl", value="0.1"), "'kl'"),
         (_set("portfolio", "candidates", 0, "coefficients", value=[1.0, 0.0]), "unsteered"),
         (_set("portfolio", "certificate", "delta", value=0.1), "'delta'"),
+        (_set("portfolio", "searched", value=None), "a list"),
+        (_set("portfolio", "searched", 1, "rewards", value=[0.5]), "2 rewards"),
+        (_set("portfolio", "searched", 1, "kl", value="0.1"), "searched 1, 'kl'"),
         (_set("portfolio", "certificate", "curve", value=[[0.1]]), "pairs"),
         (_set("portfolio", "certificate", "edit", value=1), "'edit' is unknown"),
     ],

@@ -9,7 +9,7 @@ from steer.certificate import Measured, certify
 from steer.cover import uniform_weights
 from steer.edits import additive
 from steer.objective import Objective
-from steer.portfolio import Candidate, Portfolio
+from steer.portfolio import Candidate, Portfolio, Trial
 from steer.portfolio_summary import served, summary
 
 TRAITS = ("brevity", "warmth", "humor")
@@ -29,6 +29,7 @@ def portfolio(seed: int) -> Portfolio:
         kept=kept,
         edits=tuple(additive({0: np.ones(4, np.float32)}) for _ in kept),
         certificate=certify(Measured(rewards, objective.regulariser(kl)), kept),
+        searched=(Trial(Candidate("own", (0.0, 0.5, 0.0)), (0.1, 0.2, 0.3), 0.4),),
     )
 
 
@@ -57,6 +58,9 @@ def test_the_summary_bears_out_its_certificate(seed: int) -> None:
     def value(row: dict, w: dict[str, float]) -> float:
         return sum(w[name] * row["rewards"][name] for name in TRAITS) - row["f"]
 
+    (trial,) = told["searched"]
+    assert trial["rewards"] == dict(zip(TRAITS, (0.1, 0.2, 0.3), strict=True))
+    assert (trial["coefficients"]["warmth"], trial["kl"]) == (0.5, 0.4)
     certificate = told["certificate"]
     worst = {"delta": 0.0, "epsilon": 0.0}
     mixtures = [dict(zip(TRAITS, w, strict=True)) for w in uniform_weights(3, 1000).tolist()]

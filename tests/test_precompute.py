@@ -127,6 +127,10 @@ def test_further_prompts_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert after.kl[i] == pytest.approx(known[one].kl.mean())
     worst = worst_delta(after.measured, (0, *after.kept), 0.0)
     assert after.certificate.delta.loss == pytest.approx(worst.loss)
+    assert not before.searched
+    assert [trial.candidate for trial in after.searched] == list(before.candidates)
+    np.testing.assert_allclose([trial.rewards for trial in after.searched], before.mean_rewards)
+    np.testing.assert_allclose([trial.kl for trial in after.searched], before.kl)
     with pytest.raises(InputError, match="at least 6 prompts, got 4"):
         a_portfolio(tmp_path / "few.jsonl", recipe)
 
