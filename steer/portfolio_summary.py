@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from steer.certificate import Certificate
 from steer.cover import random_weights
-from steer.portfolio import Portfolio
+from steer.portfolio import Candidate, Portfolio
 from steer.route import route
 
 _MIXTURES = 20_000
@@ -44,19 +44,21 @@ def summary(portfolio: Portfolio) -> dict[str, Any]:
     def named(row: Sequence[float]) -> dict[str, float]:
         return dict(zip(portfolio.traits, row, strict=True))
 
-    candidates = [
-        {
+    def row(candidate: Candidate, rewards: Sequence[float], kl: float) -> dict[str, Any]:
+        return {
             "family": candidate.family,
             "coefficients": named(candidate.coefficients),
             "rewards": named(rewards),
             "kl": kl,
-            "f": f,
+            "f": float(portfolio.objective.regulariser(kl)),
         }
-        for candidate, rewards, kl, f in zip(
+
+    candidates = [
+        row(candidate, rewards, kl)
+        for candidate, rewards, kl in zip(
             portfolio.candidates,
             portfolio.mean_rewards.tolist(),
             portfolio.kl.tolist(),
-            portfolio.measured.regulariser.tolist(),
             strict=True,
         )
     ]
@@ -78,15 +80,7 @@ def summary(portfolio: Portfolio) -> dict[str, Any]:
             )
         ],
         "candidates": candidates,
-        "searched": [
-            {
-                "family": trial.candidate.family,
-                "coefficients": named(trial.candidate.coefficients),
-                "rewards": named(trial.rewards),
-                "kl": trial.kl,
-            }
-            for trial in portfolio.searched
-        ],
+        "searched": [row(one.candidate, one.rewards, one.kl) for one in portfolio.searched],
         "certificate": _certificate(portfolio.certificate, portfolio.traits),
     }
 

@@ -14,10 +14,9 @@ import csv
 from pathlib import Path
 
 import numpy as np
+from figures import panels, save
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from steer.cover import (
@@ -54,11 +53,9 @@ def main() -> None:
         "random": random_weights(3, len(combined), arguments.seed),
         "scale-free cover": optimised.weights,
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(15, 4.1), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, places = panels(1, 4, 3.75, 4.1)
     rows = []
-    for axes, (name, weights) in zip(figure.subplots(1, 4), sets.items(), strict=True):
+    for axes, (name, weights) in zip(places[0], sets.items(), strict=True):
         check = is_cover(weights, closeness, time_limit=60)
         panel(axes, weights, closeness, check, steps=60 if arguments.quick else 240)
         missed = f"{misses(weights, closeness):.1%} of all preferences missed"
@@ -70,8 +67,7 @@ def main() -> None:
         f"Preferences that weights stand for at ε′ = {closeness.eps_prime:g}, "
         f"δ′ = {closeness.delta_prime:g}; brighter: by more of them, red: by none"
     )
-    with atomic_path(arguments.output / "figure1.png") as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+    save(figure, arguments.output / "figure1.png")
     with (
         atomic_path(arguments.output / "figure1.csv") as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,

@@ -67,9 +67,9 @@ def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> 
     cover = minimal_cover(len(task.traits), task.closeness, seed=seed)
     started = time.monotonic()
     costs: dict[str, Any] = {"weights of the cover": len(cover.weights)}
-    spread = uniform_weights(len(task.traits), 2 * len(cover.weights) // 3)
     searches = {"lazy": (cover.weights, seed)}
     if task.full:
+        spread = uniform_weights(len(task.traits), 2 * len(cover.weights) // 3)
         searches |= {"full": (cover.weights, seed), "spread": (spread, seed + 1)}
     for kind, (weights, start) in searches.items():
         found = search(

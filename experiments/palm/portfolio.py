@@ -99,7 +99,6 @@ def main() -> None:
         rows += study.rows()
         served[task.title] = study.shares(SHOWN)
         notes.append(study.note(SHOWN) + spent(arguments.output / "measured" / f"{name}.json"))
-    arguments.output.mkdir(parents=True, exist_ok=True)
     with (
         atomic_path(arguments.output / "portfolio.csv") as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,

@@ -211,7 +211,6 @@ def evaluator(
         reward(name, space.pairs[trait], arguments.data)
         for name, trait in zip(task.rewards, task.traits, strict=True)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
     return Evaluator(
         model,
         space.families,

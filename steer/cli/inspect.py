@@ -19,7 +19,6 @@ from steer.errors import InputError
 
 if TYPE_CHECKING:
     from steer.bundle import Bundle
-    from steer.portfolio import Portfolio
 
 
 @app.command(
@@ -82,40 +81,30 @@ def _show_bundle(bundle: Bundle) -> None:
         for grid in grids(bundle):
             out.print()
             out.print(heat_map(grid, out.width))
-    if bundle.portfolio is not None:
-        _show_portfolio(bundle.portfolio)
+    if info["portfolio"] is not None:
+        _show_portfolio(info["portfolio"])
 
 
-def _show_portfolio(portfolio: Portfolio) -> None:
-    from steer.portfolio_summary import served
-
+def _show_portfolio(portfolio: Mapping[str, Any]) -> None:
     table = Table(box=SIMPLE_HEAD)
     made_of = Table(box=SIMPLE_HEAD)
-    for heading in ("portfolio", "serves", "KL", *portfolio.traits):
+    for heading in ("portfolio", "serves", "KL", *portfolio["traits"]):
         table.add_column(heading, justify="left" if heading == "portfolio" else "right")
     made_of.add_column("entry", no_wrap=True)
     made_of.add_column("mixed of", overflow="fold")
     made_of.add_column("at", no_wrap=True)
-    rows = zip((0, *portfolio.kept), served(portfolio)[0].tolist(), strict=True)
-    for number, (index, share) in enumerate(rows):
-        candidate = portfolio.candidates[index]
-        name = "unsteered" if number == 0 else f"entry {number}"
-        table.add_row(
-            name,
-            f"{share:.0%}",
-            f"{portfolio.kl[index]:.3f}",
-            *(f"{reward:.2f}" for reward in portfolio.mean_rewards[index].tolist()),
-        )
-        if number:
+    for entry in portfolio["entries"]:
+        name = f"entry {entry['entry']}" if entry["entry"] else "unsteered"
+        rewards = (f"{reward:.2f}" for reward in entry["rewards"].values())
+        table.add_row(name, f"{entry['serves']:.0%}", f"{entry['kl']:.3f}", *rewards)
+        if entry["entry"]:
             mixture = ", ".join(
-                f"{c:.2f} {name}"
-                for name, c in zip(portfolio.traits, candidate.coefficients, strict=True)
-                if c
+                f"{c:.2f} {trait}" for trait, c in entry["coefficients"].items() if c
             )
-            made_of.add_row(name, Text(mixture), Text(candidate.family))
+            made_of.add_row(name, Text(mixture), Text(entry["family"]))
     out.print(table)
     out.print(made_of)
-    out.print(Text(f"{portfolio.certificate}."), soft_wrap=True)
+    out.print(Text(f"{portfolio['certificate']['words']}."), soft_wrap=True)
 
 
 def _plain(value: Any) -> str:
