@@ -241,9 +241,6 @@ def _portfolio(
     progress: bool,
 ) -> Portfolio:
     space = _search_space(language_model, wanted.traits, recipe, built)
-    # What measurements hang on, but not what is made of them: another size costs no new ones.
-    asked = [wanted.traits, wanted.prompts, asdict(wanted.decoding), recipe.seed]
-    mixed = b"".join(edit_bytes(edit) for edits in space.families.values() for edit in edits)
     rewards = [
         default_reward(
             language_model,
@@ -254,6 +251,10 @@ def _portfolio(
         )
         for source in (built.sources[name] for name in wanted.traits)
     ]
+    # What measurements hang on, but not what is made of them: another size costs no new ones.
+    names = [reward.name for reward in rewards]
+    asked = [wanted.traits, names, wanted.prompts, asdict(wanted.decoding), recipe.seed]
+    mixed = b"".join(edit_bytes(edit) for edits in space.families.values() for edit in edits)
     (folder / "portfolios").mkdir(parents=True, exist_ok=True)
     return precompute(
         language_model,

@@ -1,8 +1,9 @@
 """Rewards: how much of a trait a response shows, in [0, 1].
 
 A reward is a function of prompts and responses. Measures of a text become rewards by a scale: what
-earns 0 and what earns 1, set by hand or read off a trait's own contrast pairs. `Objective` weighs
-rewards against how far an edit takes the model from itself (PALM, arXiv 2604.04144).
+earns 0 and what earns 1, set by hand or, for a log-ratio, read off the trait's contrast pairs.
+`Objective` weighs rewards against how far an edit takes the model from itself (PALM, arXiv
+2604.04144).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from steer.contrast import PairSet
 from steer.errors import InputError, ModelError
 from steer.likelihood import log_ratio
-from steer.measures import TRAIT_MEASURES, coleman_liau, is_coherent, sentiment, words
+from steer.measures import TRAIT_MEASURES, is_coherent, words
 from steer.models import LanguageModel
 from steer.quiet import no_progress_bars
 from steer.relevance import relevance
@@ -80,7 +81,7 @@ class TextReward:
     """A measure of the response alone, scaled.
 
     Attributes:
-        name: What is measured.
+        name: What is measured, with its scale: measurements are kept under it.
         value: The measure of a text.
         range: What earns 0 and 1.
     """
@@ -100,33 +101,40 @@ def length_reward(few: float = 20, many: float = 400) -> TextReward:
     if not 0 < few < many:
         raise InputError(f"expected 0 < few < many words, got {few} and {many}")
     scale = Range(math.log(many), math.log(few))
-    return TextReward("length", lambda text: math.log(max(1, len(words(text)))), scale)
+    name = f"words, {many:g} to {few:g}"
+    return TextReward(name, lambda text: math.log(max(1, len(words(text)))), scale)
 
 
 def readability_reward(hard: float = 16, easy: float = 2) -> TextReward:
     """Simplicity: by the Coleman-Liau grade, which counts letters and needs no word list."""
-    return TextReward("readability", coleman_liau, Range(hard, easy))
+    return _measure_reward("simplicity", hard, easy)
 
 
 def sentiment_reward(dark: float = -0.5, bright: float = 0.8) -> TextReward:
     """Positivity: the mean VADER score of the sentences."""
-    return TextReward("sentiment", sentiment, Range(dark, bright))
+    return _measure_reward("positivity", dark, bright)
 
 
-def measure_reward(trait: str, pairs: PairSet) -> TextReward:
-    """A built-in trait's measure, scaled by its own contrast pairs.
+def formality_reward(casual: float = 12, formal: float = 0) -> TextReward:
+    """Formality: by casual marks per 100 words.
 
-    Raises:
-        InputError: If the trait has no measure, or its pairs do not differ in it.
+    The scale ends at what a chatty answer has, not at what answers have that were asked to be as
+    casual as can be (37): on such a scale any plain answer earns 0.84, and what is left to gain is
+    less than an edit's divergence costs.
     """
-    if trait not in TRAIT_MEASURES:
-        raise InputError(f"no measure of {trait!r}; there are: {', '.join(TRAIT_MEASURES)}")
-    value = TRAIT_MEASURES[trait].value
-    scale = Range.between(
-        [value(pair.negative.text) for pair in pairs.pairs],
-        [value(pair.positive.text) for pair in pairs.pairs],
-    )
-    return TextReward(TRAIT_MEASURES[trait].name, value, scale)
+    return _measure_reward("formality", casual, formal)
+
+
+def warmth_reward(cool: float = 0, warm: float = 6) -> TextReward:
+    """Warmth: by warm words per 100 words. The scale ends where warm edits do, as formality's."""
+    return _measure_reward("warmth", cool, warm)
+
+
+def _measure_reward(trait: str, zero: float, one: float) -> TextReward:
+    """A built-in trait's measure, scaled."""
+    measure = TRAIT_MEASURES[trait]
+    name = f"{measure.name}, {zero:g} to {one:g}"
+    return TextReward(name, measure.value, Range(zero, one))
 
 
 @dataclass(frozen=True)
@@ -322,8 +330,8 @@ def default_reward(
 ) -> Reward:
     """What a trait earns where nothing else is asked for.
 
-    Brevity, simplicity and positivity have measures with a scale of their own; warmth and
-    formality are scaled by their contrast pairs; any other trait is judged by the model itself.
+    The built-in traits that a plain measure follows earn by it; any other trait is judged by the
+    model itself.
 
     Args:
         language_model: The judge of a trait without a measure.
@@ -335,11 +343,14 @@ def default_reward(
     """
     if trait.name == "brevity":
         return length_reward(min(20, longest / 5), longest)
-    own = {"simplicity": readability_reward, "positivity": sentiment_reward}
-    if trait.name in own:
-        return own[trait.name]()
-    if trait.name in TRAIT_MEASURES:
-        return measure_reward(trait.name, pairs)
+    measures: dict[str, Callable[[], Reward]] = {
+        "simplicity": readability_reward,
+        "positivity": sentiment_reward,
+        "formality": formality_reward,
+        "warmth": warmth_reward,
+    }
+    if trait.name in measures:
+        return measures[trait.name]()
     return LogRatioReward.calibrated(language_model, trait, prompts, pairs)
 
 

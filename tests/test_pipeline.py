@@ -22,6 +22,7 @@ from steer.pipeline import build
 from steer.precompute import PortfolioRecipe
 from steer.prompts import Prompt
 from steer.recipe import Recipe
+from steer.rewards import readability_reward
 from steer.search import Effort
 from steer.trait_edit import _mean_log_ratio, _read
 from steer.traits import Trait
@@ -138,7 +139,8 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
     bundle = made()
     portfolio = bundle.portfolio
     assert portfolio is not None and portfolio.traits == ("simplicity", "brevity")
-    assert portfolio.rewards == ("readability", "length")
+    readable, words = portfolio.rewards
+    assert readable == readability_reward().name and words.startswith("words, ")
     assert {one.family for one in portfolio.candidates} == {"own layers", "middle layers"}
     for number, edit in zip(portfolio.kept, portfolio.edits, strict=True):
         candidate = portfolio.candidates[number]

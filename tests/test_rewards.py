@@ -25,11 +25,12 @@ from steer.rewards import (
     RelevanceReward,
     TextReward,
     default_reward,
+    formality_reward,
     length_reward,
-    measure_reward,
     readability_reward,
     score,
     sentiment_reward,
+    warmth_reward,
 )
 from steer.traits import Trait
 from tests.models import tiny, tiny_tokenizer
@@ -85,14 +86,30 @@ def test_length_reward_is_even_in_the_logarithm() -> None:
     assert found == pytest.approx([1, 0.5, 0])
 
 
-def test_measure_reward_is_scaled_by_the_pairs() -> None:
-    short, long = ["one two"] * 10, ["one two three four five six"] * 10
-    reward = measure_reward("brevity", pairs(list(zip(short, long, strict=True))))
-    assert reward.name == TRAIT_MEASURES["brevity"].name
-    found = reward(["?"] * 3, ["one two", "one two three four", long[0]])
-    assert found == pytest.approx([1, 0.5, 0])
-    with pytest.raises(InputError, match=r"no measure of 'calm'.*brevity"):
-        measure_reward("calm", pairs([("a", "b")]))
+def test_formality_and_warmth_count_marks_per_hundred_words() -> None:
+    plain = "The bread rises slowly and is baked when the oven is hot. " * 5  # 60 words
+    casual = plain + "You can't miss it. " * 3  # 3 x (you, can't) in 72 words
+    warm = plain + "My dear friend, what a lovely day. " * 2
+    ask = ["?"] * 2
+    found = formality_reward()(ask, [plain, casual])
+    assert found == pytest.approx([1, 1 - 6 / 72 * 100 / 12])
+    assert formality_reward(casual=6)(["?"], [casual]) == 0
+    marks = TRAIT_MEASURES["warmth"].value(warm)
+    assert 0 < marks < 12
+    assert warmth_reward(warm=12)(ask, [plain, warm]) == pytest.approx([0, marks / 12])
+
+
+def test_rewards_on_another_scale_have_another_name() -> None:
+    pairs_of_names = [
+        (length_reward(), length_reward(10)),
+        (readability_reward(), readability_reward(14)),
+        (sentiment_reward(), sentiment_reward(bright=0.7)),
+        (formality_reward(), formality_reward(20)),
+        (warmth_reward(), warmth_reward(warm=8)),
+    ]
+    names = [reward.name for pair in pairs_of_names for reward in pair]
+    assert len(set(names)) == len(names)
+    assert formality_reward().name == "casual marks per 100 words, 12 to 0"
 
 
 @pytest.mark.real
@@ -236,10 +253,11 @@ def test_any_trait_has_a_reward() -> None:
     texts = pairs([("I do love you, dear friend.", "No. Go away."), ("Thanks!", "It is a rock.")])
     model = tiny()
     for name, expected in (
-        ("brevity", "length"),
-        ("simplicity", "readability"),
-        ("positivity", "sentiment"),
-        ("warmth", TRAIT_MEASURES["warmth"].name),
+        ("brevity", length_reward(many=400).name),
+        ("simplicity", readability_reward().name),
+        ("positivity", sentiment_reward().name),
+        ("warmth", warmth_reward().name),
+        ("formality", formality_reward().name),
         ("calm", "log-ratio of calm"),
     ):
         trait = Trait(name, positive="Calmly.", negative="In a panic!")

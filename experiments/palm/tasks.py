@@ -10,8 +10,8 @@ scale. A reward is not the measure by which its trait's dose was chosen, where t
                   harmless answers in HH-RLHF; the model's own log-ratio does not follow them
     humor         a probe on sentence embeddings, fitted to the contrast pairs
     simplicity    Coleman-Liau grade
-    formality     casual marks, scaled by the contrast pairs
-    warmth        warm words, scaled by the contrast pairs
+    formality     casual marks
+    warmth        warm words
     positivity    VADER sentiment of the sentences
 
 The trait whose edits serve helpfulness is detail-by-example.
@@ -46,10 +46,11 @@ from steer.resources import cache_dir
 from steer.rewards import (
     RelevanceReward,
     Reward,
+    formality_reward,
     length_reward,
-    measure_reward,
     readability_reward,
     sentiment_reward,
+    warmth_reward,
 )
 from steer.search import Effort
 
@@ -183,8 +184,10 @@ def reward(name: str, pairs: PairSet, data: Path | None) -> Reward:
         return readability_reward()
     if name == "positivity":
         return sentiment_reward()
-    if name in ("formality", "warmth"):
-        return measure_reward(name, pairs)
+    if name == "formality":
+        return formality_reward()
+    if name == "warmth":
+        return warmth_reward()
     if name == "humor":
         funny = [pair.positive.text for pair in pairs.pairs]
         sober = [pair.negative.text for pair in pairs.pairs]
