@@ -13,12 +13,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from steer import container
-from steer.edits import Edit, LayerEdit, additive
+from steer import container, trait_entry
+from steer.edit_tensors import check_storable, edit_of, layouts_of, tensors_of
+from steer.edits import Edit
 from steer.errors import (
     BundleFormatError,
     BundleVersionError,
@@ -28,11 +28,8 @@ from steer.errors import (
 from steer.fields import (
     by_layer,
     check_json,
-    check_layer,
     check_mapping,
-    check_number,
     check_object,
-    check_scalar,
     check_text,
     check_whole,
     exact_keys,
@@ -43,71 +40,10 @@ from steer.portfolio import Portfolio
 from steer.portfolio_json import from_json, to_json
 from steer.portfolio_summary import summary
 from steer.resources import atomic_path
+from steer.trait_entry import TraitEntry
 
 SCHEMA = 1
 """Version of the file layout that is written, and the newest one that is read."""
-
-
-@dataclass(frozen=True, eq=False)
-class TraitEntry:
-    """One trait of a bundle. The fields are validated, the mappings copied and made read-only.
-
-    Attributes:
-        name: The trait's name, without "/".
-        description: One sentence for people.
-        positive: Short name of the positive pole.
-        negative: Short name of the negative pole.
-        edit: The edit at strength 1: the default dose is already in it.
-        dose: KL in nats per token of that edit against the unedited model.
-        method: How the direction was found, such as "mean-difference".
-        reliability: How well the trait's difference vectors agree.
-        ccs_loss: CCS loss by every layer that was measured.
-        direction_norm: Length of the direction before scaling, by the same layers.
-        statistics: Counts of pairs, gains on develop prompts and the like.
-    """
-
-    name: str
-    description: str
-    positive: str
-    negative: str
-    edit: Edit
-    dose: float
-    method: str
-    reliability: float
-    ccs_loss: Mapping[int, float]
-    direction_norm: Mapping[int, float]
-    statistics: Mapping[str, float | int | str]
-
-    def __post_init__(self) -> None:
-        """Validate."""
-        name = check_text(self.name, "trait field 'name'")
-        # "/" separates the parts of a tensor's name.
-        if not name.strip() or "/" in name or not name.isprintable():
-            raise InputError(
-                f"trait field 'name': expected a printable name without '/', got {name!r}"
-            )
-        where = f"trait {name!r}, field "
-        for key in ("description", "positive", "negative", "method"):
-            check_text(getattr(self, key), f"{where}{key!r}")
-        for key in ("dose", "reliability"):
-            object.__setattr__(self, key, check_number(getattr(self, key), f"{where}{key!r}"))
-        if self.dose < 0:
-            raise InputError(f"{where}'dose': expected nats per token >= 0, got {self.dose}")
-        _check_edit(self.edit, f"{where}'edit'")
-        for key in ("ccs_loss", "direction_norm"):
-            figures = check_mapping(
-                getattr(self, key), check_layer, check_number, f"{where}{key!r}"
-            )
-            object.__setattr__(self, key, figures)
-        if self.ccs_loss.keys() != self.direction_norm.keys():
-            raise InputError(
-                f"{where}'direction_norm': expected the layers of 'ccs_loss', "
-                f"{list(self.ccs_loss)}, got {list(self.direction_norm)}"
-            )
-        statistics = check_mapping(
-            self.statistics, check_text, check_scalar, f"{where}'statistics'"
-        )
-        object.__setattr__(self, "statistics", statistics)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +127,7 @@ class Bundle:
             "model": self.model,
             "fingerprint": self.fingerprint.to_dict(),
             "scope": self.scope,
-            "traits": {name: _summary(entry) for name, entry in self.traits.items()},
+            "traits": {name: trait_entry.summary(entry) for name, entry in self.traits.items()},
             "settings": check_json(self.settings, "bundle field 'settings'"),
             "versions": dict(self.versions),
             "portfolio": None if self.portfolio is None else summary(self.portfolio),
@@ -259,7 +195,7 @@ class Bundle:
         if unknown := [name for name in portfolio.traits if name not in self.traits]:
             raise InputError(f"{where}: {unknown[0]!r} is not a trait of the bundle")
         for number, edit in enumerate(portfolio.edits, start=1):
-            _check_edit(edit, f"{where}, entry {number}")
+            check_storable(edit, f"{where}, entry {number}")
             if beyond := [index for index in edit.layers if index >= self.fingerprint.layers]:
                 raise InputError(
                     f"{where}, entry {number}: expected layers below {self.fingerprint.layers}, "
@@ -282,18 +218,15 @@ class Bundle:
         return edits | {_entry_name(i): edit for i, edit in enumerate(kept, start=1)}
 
     def _to_bytes(self) -> bytes:
-        tensors = {
-            _tensor_name(owner, index, part): np.ascontiguousarray(array)
-            for owner, edit in self._edits().items()
-            for index, layer in edit.layers.items()
-            for part, array in _parts(layer).items()
-        }
+        tensors: dict[str, NDArray[Any]] = {}
+        for owner, edit in self._edits().items():
+            tensors |= tensors_of(owner, edit)
         document = {
             "schema": SCHEMA,
             "model": self.model,
             "fingerprint": self.fingerprint.to_dict(),
             "scope": self.scope,
-            "traits": {name: _to_json(entry) for name, entry in self.traits.items()},
+            "traits": {name: trait_entry.to_json(entry) for name, entry in self.traits.items()},
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "portfolio": None if self.portfolio is None else _portfolio_to_json(self.portfolio),
@@ -304,49 +237,9 @@ class Bundle:
 # --- Writing -------------------------------------------------------------------------------------
 
 
-def _tensor_name(owner: str, layer: int, part: str) -> str:
-    return f"{owner}/layer.{layer:02d}/{part}"
-
-
 def _entry_name(number: int) -> str:
     """What the tensors of a portfolio's entry begin with, from 1."""
     return f"portfolio/entry.{number:02d}"
-
-
-def _parts(layer: LayerEdit) -> dict[str, NDArray[Any]]:
-    """What is stored of a layer; an additive one needs only `e`."""
-    if layer.rank == 0:
-        return {"e": layer.e}
-    # Bytes, not BOOL: a stored 2 can then be told from True.
-    relu = layer.relu.astype(np.uint8)
-    return {"e": layer.e, "v": layer.v, "u": layer.u, "c": layer.c, "relu": relu}
-
-
-def _layouts(width: int, rank: int) -> dict[str, container.Layout]:
-    """Type and shape of each stored part."""
-    if rank == 0:
-        return {"e": ("F32", (width,))}
-    return {
-        "e": ("F32", (width,)),
-        "v": ("F32", (width, rank)),
-        "u": ("F32", (width, rank)),
-        "c": ("F32", (rank,)),
-        "relu": ("U8", (rank,)),
-    }
-
-
-def _to_json(entry: TraitEntry) -> dict[str, Any]:
-    return {
-        "description": entry.description,
-        "positive": entry.positive,
-        "negative": entry.negative,
-        "ranks": {str(index): layer.rank for index, layer in entry.edit.layers.items()},
-        "dose": entry.dose,
-        "method": entry.method,
-        "reliability": entry.reliability,
-        **_layer_figures(entry),
-        "statistics": dict(entry.statistics),
-    }
 
 
 def _portfolio_to_json(portfolio: Portfolio) -> dict[str, Any]:
@@ -354,29 +247,6 @@ def _portfolio_to_json(portfolio: Portfolio) -> dict[str, Any]:
         {str(index): layer.rank for index, layer in edit.layers.items()} for edit in portfolio.edits
     ]
     return to_json(portfolio) | {"ranks": ranks}
-
-
-def _summary(entry: TraitEntry) -> dict[str, Any]:
-    return {
-        "description": entry.description,
-        "positive": entry.positive,
-        "negative": entry.negative,
-        "layers": list(entry.edit.layers),
-        "rank": entry.edit.rank,
-        "dose": entry.dose,
-        "method": entry.method,
-        "reliability": entry.reliability,
-        **_layer_figures(entry),
-        "statistics": dict(entry.statistics),
-    }
-
-
-def _layer_figures(entry: TraitEntry) -> dict[str, dict[str, float]]:
-    """What was measured at each layer; JSON's keys are text."""
-    return {
-        "ccs_loss": {str(index): loss for index, loss in entry.ccs_loss.items()},
-        "direction_norm": {str(index): norm for index, norm in entry.direction_norm.items()},
-    }
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -426,26 +296,20 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
     }
     ranks = {}
     for name, entry in entries.items():
-        exact_keys(entry, _ENTRY_KEYS, f"trait {name!r}")
+        exact_keys(entry, trait_entry.KEYS, f"trait {name!r}")
         ranks[name] = by_layer(entry["ranks"], check_whole, f"trait {name!r}, field 'ranks'")
     portfolio, portfolio_ranks = _portfolio_fields(document["portfolio"])
     ranks |= portfolio_ranks
-    layouts = {
-        _tensor_name(name, index, part): layout
-        for name, layers in ranks.items()
-        for index, rank in layers.items()
-        for part, layout in _layouts(fingerprint.width, rank).items()
-    }
+    layouts: dict[str, container.Layout] = {}
+    for owner, layers in ranks.items():
+        layouts |= layouts_of(owner, layers, fingerprint.width)
     tensors = container.tensors(data, header, layouts, document["tensors_sha256"])
 
-    traits = {}
-    for name, entry in entries.items():
-        where = f"trait {name!r}, field "
-        values = {key: value for key, value in entry.items() if key != "ranks"}
-        for key in ("ccs_loss", "direction_norm"):
-            values[key] = by_layer(values[key], check_number, f"{where}{key!r}")
-        traits[name] = TraitEntry(name=name, edit=_edit(tensors, name, ranks[name]), **values)
-    kept = [_edit(tensors, owner, layers) for owner, layers in portfolio_ranks.items()]
+    traits = {
+        name: trait_entry.from_json(name, entry, edit_of(tensors, name, ranks[name]))
+        for name, entry in entries.items()
+    }
+    kept = [edit_of(tensors, owner, layers) for owner, layers in portfolio_ranks.items()]
     return Bundle(
         document["model"],
         fingerprint,
@@ -473,23 +337,6 @@ def _portfolio_fields(value: object) -> tuple[dict[str, Any] | None, dict[str, d
     return {key: item for key, item in fields.items() if key != "ranks"}, owners
 
 
-def _edit(tensors: container.Tensors, owner: str, ranks: Mapping[int, int]) -> Edit:
-    return Edit({index: _layer_edit(tensors, owner, index, k) for index, k in ranks.items()})
-
-
-_ENTRY_KEYS = {field.name for field in fields(TraitEntry)} - {"name", "edit"} | {"ranks"}
-
-
-def _layer_edit(tensors: container.Tensors, owner: str, index: int, rank: int) -> LayerEdit:
-    e = tensors[_tensor_name(owner, index, "e")]
-    if rank == 0:
-        return additive({index: e}).layers[index]
-    v, u, c, relu = (tensors[_tensor_name(owner, index, part)] for part in ("v", "u", "c", "relu"))
-    if relu.max() > 1:
-        raise InputError(f"tensor {_tensor_name(owner, index, 'relu')!r}: expected 0 and 1 only")
-    return LayerEdit(e, v, u, c, relu.astype(bool))
-
-
 # --- Validation, of arguments and of file contents alike -----------------------------------------
 
 
@@ -497,20 +344,6 @@ def _trait_entry(value: object, where: str) -> TraitEntry:
     if not isinstance(value, TraitEntry):
         raise InputError(f"{where}: expected a TraitEntry, got {value!r:.80}")
     return value
-
-
-def _check_edit(edit: object, where: str) -> None:
-    if not isinstance(edit, Edit):
-        raise InputError(f"{where}: expected an Edit, got {edit!r:.80}")
-    for index, layer in edit.layers.items():
-        check_whole(index, f"{where}, layer")
-        floats = {part.dtype for part in (layer.e, layer.v, layer.u, layer.c)}
-        # Another type would be rounded by the file: what is loaded would not be what was saved.
-        if floats != {np.dtype(np.float32)} or layer.relu.dtype != np.bool_:
-            raise InputError(
-                f"{where}, layer {index}: expected float32 arrays and a bool relu, got "
-                f"{sorted(map(str, floats))} and {layer.relu.dtype}"
-            )
 
 
 def _check_fingerprint(fingerprint: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from steer.bundle import Bundle, TraitEntry
+from steer.bundle import Bundle
 from steer.contrast import SAMPLING, PairSet, generate_pairs
 from steer.dose import calibrate
 from steer.edits import Edit
@@ -38,6 +38,7 @@ from steer.trait_edit import (
     make_edit,
     prepare,
 )
+from steer.trait_entry import TraitEntry
 from steer.traits import Trait, load_traits
 from steer.versions import versions
 

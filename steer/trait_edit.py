@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from steer.activations import read_activations
-from steer.bundle import TraitEntry
 from steer.chat import render
 from steer.contrast import PairSet
 from steer.dose import DoseSearch, DoseTrial, reference_meter, search_dose
@@ -31,6 +30,7 @@ from steer.prompts import load_prompts
 from steer.recipe import Layers, Method, Recipe
 from steer.resources import atomic_path, content_key
 from steer.subspace import Subspace, choose_layers, fit_subspace
+from steer.trait_entry import TraitEntry
 from steer.traits import Trait
 
 # Tokens of an answer that the log-ratio reads: a trait shows early, and reading costs as much as

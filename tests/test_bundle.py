@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load as st_load
 from safetensors.numpy import save as st_save
 
-from steer.bundle import SCHEMA, Bundle, TraitEntry
+from steer.bundle import SCHEMA, Bundle
 from steer.certificate import Measured, certify
 from steer.edits import ZERO, Edit, LayerEdit, additive, two_step
 from steer.errors import (
@@ -28,6 +28,7 @@ from steer.errors import (
 from steer.models import Fingerprint
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio, Trial
+from steer.trait_entry import TraitEntry
 
 WIDTH = 6
 FINGERPRINT = Fingerprint("TinyForCausalLM", 4, WIDTH, 50, "ab" * 32)

@@ -24,7 +24,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from steer import cli, demo
-from steer.bundle import Bundle, TraitEntry
+from steer.bundle import Bundle
 from steer.certificate import Measured, certify
 from steer.cover import Closeness, is_cover
 from steer.edits import additive
@@ -36,6 +36,7 @@ from steer.picture import grids, heat_map
 from steer.portfolio import Candidate, Portfolio
 from steer.precompute import PortfolioRecipe
 from steer.recipe import Recipe
+from steer.trait_entry import TraitEntry
 
 WIDTH, LAYERS, TOKENS = 32, 4, 6
 WORDS = ["<pad>", "</s>", "<unk>", "hello", "world", "short", "kind", "user", "assistant"]

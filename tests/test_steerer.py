@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from steer.bundle import Bundle, TraitEntry
+from steer.bundle import Bundle
 from steer.certificate import Measured, certify
 from steer.edits import Edit
 from steer.errors import InputError, WeightsError
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio
 from steer.steerer import Steerer
+from steer.trait_entry import TraitEntry
 from tests.models import tiny
 from tests.test_generation import an_edit
 

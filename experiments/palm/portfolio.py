@@ -19,6 +19,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from figures import panels, save
@@ -98,7 +99,9 @@ def main() -> None:
         study = Study(task, evaluations, arguments.seed)
         rows += study.rows()
         served[task.title] = study.shares(SHOWN)
-        notes.append(study.note(SHOWN) + spent(arguments.output / "measured" / f"{name}.json"))
+        path = arguments.output / "measured" / f"{name}.json"
+        searches = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        notes.append(study.note(SHOWN) + spent(searches))
     with (
         atomic_path(arguments.output / "portfolio.csv") as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
@@ -242,24 +245,28 @@ class Study:
         )
 
 
-def spent(path: Path) -> str:
-    """What the searches of a task asked for, where `measure.py` is through with it."""
-    if not path.exists():
+def spent(content: dict[str, Any]) -> str:
+    """What the searches of a task asked for, and with what, where `measure.py` is through."""
+    if not content:
         return ""
-    costs = json.loads(path.read_text(encoding="utf-8"))["cost"]
+    costs = content["cost"]
     weights = costs["weights of the cover"]
-    return "".join(
+    searches = "".join(
         f" The {kind} search: {costs[kind]['oracle calls']} oracle calls for {weights} weights, "
         f"{costs[kind]['measured edits']} edits, {costs[kind]['generated tokens']} tokens."
         for kind in ("lazy", "full")
         if kind in costs
     )
+    used = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    return f"{searches} Model {content['model']}, seed {content['seed']}; {used}."
 
 
 def markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
     """The table."""
     lines = [
-        "Losses are relative to the measured edits, on the prompts that they were measured on.",
+        "Losses are relative to the measured edits, on the prompts that they were measured on. The",
+        "intervals lie above what they are of: for prompts that are drawn anew, luck makes another",
+        "edit the best somewhere. `python experiments/palm/portfolio.py`",
         "",
         *notes,
         "",

@@ -128,7 +128,6 @@ TASKS = {
 def arguments_of(description: str) -> argparse.Namespace:
     """What every script that runs the model is told."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--data", type=Path, help="people's preferences, for safety")
     parser.add_argument("--build-dir", type=Path, help="work folder of a build; default: its own")
     parser.add_argument("--threads", type=int, default=1)
@@ -140,6 +139,7 @@ def arguments_of(description: str) -> argparse.Namespace:
 
 def common_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """What scripts are told whether they run the model or not."""
+    parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--task", choices=list(TASKS), action="append", help="default: all")
     parser.add_argument("--work-dir", type=Path, default=cache_dir() / "palm")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -151,9 +151,12 @@ def common_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def evaluations_path(task: Task, arguments: argparse.Namespace, prefix: str = "") -> Path:
-    """Where the measured edits of a task are kept."""
+    """Where the measured edits of a task are kept; those of a model that is named, in a folder."""
+    folder = Path(arguments.work_dir)
+    if arguments.model is not None:
+        folder /= Path(arguments.model).name
     quick = "-quick" if arguments.quick else ""
-    return Path(arguments.work_dir) / f"{prefix}{task.name}-{arguments.seed}{quick}.jsonl"
+    return folder / f"{prefix}{task.name}-{arguments.seed}{quick}.jsonl"
 
 
 def recipe(quick: bool) -> Recipe:
