@@ -10,7 +10,8 @@ JSON file of what the searches cost. `portfolio.py` makes the tables and figures
 
 The lazy search runs first and pays for all that it measures. The full one searches at every
 weight of the cover; where both propose an edit it is measured once and counted for both. A third,
-with another seed, searches at evenly spread weights: what is best then rests on no one search.
+for three traits, searches at evenly spread weights with another seed: what is best then rests on
+no one search.
 """
 
 from __future__ import annotations
@@ -67,11 +68,14 @@ def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> 
     cover = minimal_cover(len(task.traits), task.closeness, seed=seed)
     started = time.monotonic()
     costs: dict[str, Any] = {"weights of the cover": len(cover.weights)}
-    searches = {"lazy": (cover.weights, seed)}
-    if task.full:
-        spread = uniform_weights(len(task.traits), 2 * len(cover.weights) // 3)
-        searches |= {"full": (cover.weights, seed), "spread": (spread, seed + 1)}
-    for kind, (weights, start) in searches.items():
+    spread = uniform_weights(len(task.traits), 2 * len(cover.weights) // 3)
+    starts = {
+        "lazy": (cover.weights, seed),
+        "full": (cover.weights, seed),
+        "spread": (spread, seed + 1),
+    }
+    for kind in task.searches:
+        weights, start = starts[kind]
         found = search(
             measures,
             weights,

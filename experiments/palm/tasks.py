@@ -75,7 +75,7 @@ class Task:
         traits: Whose edits are mixed, d of them.
         rewards: What each of the d is rewarded by, in the same order.
         closeness: Of the cover whose weights are searched for.
-        full: Search for every weight of the cover too, to compare with.
+        searches: Which of the searches of `measure.py` are made.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Task:
     traits: tuple[str, ...]
     rewards: tuple[str, ...]
     closeness: Closeness
-    full: bool = True
+    searches: tuple[str, ...] = ("lazy", "full")
 
 
 # Two traits: close enough that there is something to be lazy about.
@@ -112,6 +112,7 @@ TASKS = {
             ("detail-by-example", "safety", "humor"),
             ("helpfulness", "safety", "humor"),
             TRIPLE,
+            ("lazy", "full", "spread"),
         ),
         Task(
             "six-traits",
@@ -119,7 +120,7 @@ TASKS = {
             ("brevity", "simplicity", "formality", "warmth", "positivity", "humor"),
             ("conciseness", "simplicity", "formality", "warmth", "positivity", "humor"),
             Closeness(0.5, 0.05),
-            full=False,
+            ("lazy",),
         ),
     )
 }
