@@ -76,6 +76,16 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
     ours = tuple(chosen.index(index) for index in kept)
     part = Measured(whole.rewards[chosen], whole.regulariser[chosen])
     regret = held_out_regret(part, found, ours, OBJECTIVE, mixtures, seed=seed)
+    # What the unsteered model alone loses against the portfolio.
+    entry_rows = [0, *ours]
+    gain = held_out_regret(
+        Measured(part.rewards[entry_rows], part.regulariser[entry_rows]),
+        [found[place] for place in entry_rows],
+        (),
+        OBJECTIVE,
+        mixtures,
+        seed=seed,
+    )
     served = route(part, ours, mixtures)
     entries = [
         {
@@ -96,7 +106,7 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
             "tokens": float(found[place].tokens.mean()),
             **opinions(model, task, prompts, found[place]),
         }
-        for number, place in enumerate((0, *ours))
+        for number, place in enumerate(entry_rows)
     ]
     content = {
         "command": "python experiments/palm/held_out.py --data FOLDER",
@@ -108,9 +118,10 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
         "mixtures": MIXTURES,
         "rivals": len(chosen) - len(ours) - 1,
         "regret": {"mean": regret.mean, "interval": regret.interval, "worst": regret.worst},
+        "gain": {"mean": gain.mean, "interval": gain.interval, "most": gain.worst},
         "entries": entries,
         "versions": versions(),
-        "text": text(task, regret, entries, len(prompts), len(chosen)),
+        "text": text(task, regret, gain, entries, len(prompts), len(chosen)),
     }
     folder = arguments.output / "held_out"
     with atomic_path(folder / f"{task.name}.json") as temporary:
@@ -158,7 +169,12 @@ def opinions(
 
 
 def text(
-    task: Task, regret: Regret, entries: list[dict[str, Any]], prompts: int, candidates: int
+    task: Task,
+    regret: Regret,
+    gain: Regret,
+    entries: list[dict[str, Any]],
+    prompts: int,
+    candidates: int,
 ) -> str:
     """A task's table."""
     columns = [
@@ -169,11 +185,16 @@ def text(
         "fluent",
         *(f"log-ratio {name}" for name in task.traits),
     ]
-    low, high = regret.interval
+
+    def within(found: Regret) -> str:
+        low, high = found.interval
+        return f"{found.mean:.4f} ({low:.4f} to {high:.4f})"
+
     return "\n".join(
         [
             f"**{task.title}**: {prompts} prompts, {candidates} edits compared. Mean regret "
-            f"{regret.mean:.4f} ({low:.4f} to {high:.4f}), worst mixture {regret.worst:.4f}.",
+            f"{within(regret)}, worst mixture {regret.worst:.4f}. Mean gain over the unsteered "
+            f"model {within(gain)}, most {gain.worst:.4f}.",
             "",
             "| " + " | ".join(columns) + " |",
             "|" + "---|" * len(columns),
