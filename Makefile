@@ -61,8 +61,8 @@ demo: venv ## Show steering on the packaged model
 bench: venv ## Measure the overhead of steering
 	$(BIN)/python experiments/bench_overhead.py
 
-bundle: venv ## Rebuild the default steering bundle
-	$(BIN)/steer build
+bundle: venv ## Rebuild the default steering bundle: hours
+	$(BIN)/steer build --all --traits brevity,simplicity,formality,warmth,positivity --size 12
 
 clean: ## Remove environments, caches and build output
 	rm -rf $(VENV) $(COMPAT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

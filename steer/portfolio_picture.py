@@ -101,7 +101,7 @@ def _bars(axes: Axes, portfolio: Portfolio) -> None:
     share = 100 * served(portfolio)[0]
     names = ["unsteered", *(f"entry {i}" for i in range(1, len(share)))]
     bars = axes.barh(names, share, color=entry_colours(len(share) - 1))
-    axes.bar_label(bars, [f"{value:.0f}%" for value in share], padding=3)
+    axes.bar_label(bars, [f"{value:.1f}%" for value in share], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlabel("share of all mixtures, %")

@@ -757,9 +757,9 @@ def test_inspect_shows_and_draws_the_portfolio(steer, folder: Path, routed: Path
     picture = routed.with_suffix(".png")
     code, out, err = steer("inspect", str(routed), "--portfolio-picture", str(picture))
     assert code == 0 and err == f"wrote {picture}\n"
-    assert re.search(r"entry 1 +100% +0\.250 +0\.80 +0\.60 *\n", out)
+    assert re.search(r"entry 1 +100\.0% +0\.250 +0\.80 +0\.60 *\n", out)
     assert re.search(r"entry 1 +0\.50 brevity, 0\.50 warmth +own", out)
-    assert re.search(r"unsteered +0% +0\.000", out)
+    assert re.search(r"unsteered +0\.0% +0\.000", out)
     assert "relative to the 2 measured edits" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
     plain = str(folder / "bundle.safetensors")

@@ -182,6 +182,30 @@ def test_the_default_bundle_is_small_and_belongs_to_the_packaged_model(steerer: 
         steer.load(steerer.language_model, path.with_name("missing.safetensors"))
 
 
+def test_the_default_portfolio_serves_every_mixture_of_its_traits(steerer: Steerer) -> None:
+    portfolio = steerer.bundle.portfolio
+    assert portfolio is not None and len(portfolio.traits) >= 4
+    mixtures = np.random.default_rng(5).dirichlet(np.ones(len(portfolio.traits)), 4000)
+    # J by its formula, for every candidate and mixture.
+    f = np.minimum(0.1 * portfolio.kl / 0.5, 0.2)
+    values = mixtures @ portfolio.mean_rewards.T - f
+    kept = values[:, [0, *portfolio.kept]]
+    lost, best = values.max(1) - kept.max(1), values.max(1)
+    assert lost.max() <= portfolio.certificate.delta.loss + 1e-9
+    assert (lost / best).max() <= portfolio.certificate.epsilon.loss + 1e-9
+    shares = np.bincount(kept.argmax(1), minlength=kept.shape[1]) / len(mixtures)
+    assert shares[0] <= 0.5 and (shares[1:] > 0).all()
+    for row, number in zip(mixtures[:50], kept[:50].argmax(1).tolist(), strict=True):
+        weights = dict(zip(portfolio.traits, row.tolist(), strict=True))
+        assert steerer.route(weights).number == number
+    weights = {"brevity": 0.6, "warmth": 0.4}
+    routed, composed = (
+        steerer.generate(QUESTION, weights, max_new_tokens=24, compose=compose)
+        for compose in (False, True)
+    )
+    assert routed != composed
+
+
 SCRIPT = textwrap.dedent(
     """
     import sys

@@ -86,17 +86,18 @@ def _show_bundle(bundle: Bundle) -> None:
 
 
 def _show_portfolio(portfolio: Mapping[str, Any]) -> None:
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, padding=0)  # five traits fit 80 columns
     made_of = Table(box=SIMPLE_HEAD)
-    for heading in ("portfolio", "serves", "KL", *portfolio["traits"]):
-        table.add_column(heading, justify="left" if heading == "portfolio" else "right")
+    table.add_column("portfolio", no_wrap=True)
+    for heading in ("serves", "KL", *portfolio["traits"]):
+        table.add_column(heading, justify="right")
     made_of.add_column("entry", no_wrap=True)
     made_of.add_column("mixed of", overflow="fold")
     made_of.add_column("at", no_wrap=True)
     for entry in portfolio["entries"]:
         name = f"entry {entry['entry']}" if entry["entry"] else "unsteered"
         rewards = (f"{reward:.2f}" for reward in entry["rewards"].values())
-        table.add_row(name, f"{entry['serves']:.0%}", f"{entry['kl']:.3f}", *rewards)
+        table.add_row(name, f"{entry['serves']:.1%}", f"{entry['kl']:.3f}", *rewards)
         if entry["entry"]:
             mixture = ", ".join(
                 f"{c:.2f} {trait}" for trait, c in entry["coefficients"].items() if c
