@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from steer import container, trait_entry
-from steer.edit_tensors import check_storable, edit_of, layouts_of, tensors_of
+from steer.edit_tensors import check_storable, edit_of, layouts_of, ranks_to_json, tensors_of
 from steer.edits import Edit
 from steer.errors import (
     BundleFormatError,
@@ -243,10 +243,7 @@ def _entry_name(number: int) -> str:
 
 
 def _portfolio_to_json(portfolio: Portfolio) -> dict[str, Any]:
-    ranks = [
-        {str(index): layer.rank for index, layer in edit.layers.items()} for edit in portfolio.edits
-    ]
-    return to_json(portfolio) | {"ranks": ranks}
+    return to_json(portfolio) | {"ranks": [ranks_to_json(edit) for edit in portfolio.edits]}
 
 
 # --- Reading -------------------------------------------------------------------------------------

@@ -43,6 +43,11 @@ def layouts_of(owner: str, ranks: Mapping[int, int], width: int) -> dict[str, co
     }
 
 
+def ranks_to_json(edit: Edit) -> dict[str, int]:
+    """Ranks by layer, from which a reader knows what is stored; JSON's keys are text."""
+    return {str(index): layer.rank for index, layer in edit.layers.items()}
+
+
 def edit_of(tensors: container.Tensors, owner: str, ranks: Mapping[int, int]) -> Edit:
     """The edit that was stored.
 

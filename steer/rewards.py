@@ -9,7 +9,7 @@ earns 0 and what earns 1, set by hand or, for a log-ratio, read off the trait's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -135,6 +135,15 @@ def _measure_reward(trait: str, zero: float, one: float) -> TextReward:
     measure = TRAIT_MEASURES[trait]
     name = f"{measure.name}, {zero:g} to {one:g}"
     return TextReward(name, measure.value, Range(zero, one))
+
+
+MEASURE_REWARDS: Mapping[str, Callable[[], TextReward]] = {
+    "simplicity": readability_reward,
+    "positivity": sentiment_reward,
+    "formality": formality_reward,
+    "warmth": warmth_reward,
+}
+"""Rewards of built-in traits on the default scales; that of brevity hangs on where answers end."""
 
 
 @dataclass(frozen=True)
@@ -343,14 +352,8 @@ def default_reward(
     """
     if trait.name == "brevity":
         return length_reward(min(20, longest / 5), longest)
-    measures: dict[str, Callable[[], Reward]] = {
-        "simplicity": readability_reward,
-        "positivity": sentiment_reward,
-        "formality": formality_reward,
-        "warmth": warmth_reward,
-    }
-    if trait.name in measures:
-        return measures[trait.name]()
+    if trait.name in MEASURE_REWARDS:
+        return MEASURE_REWARDS[trait.name]()
     return LogRatioReward.calibrated(language_model, trait, prompts, pairs)
 
 

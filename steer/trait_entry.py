@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from steer.edit_tensors import check_storable
+from steer.edit_tensors import check_storable, ranks_to_json
 from steer.edits import Edit
 from steer.errors import InputError
 from steer.fields import (
@@ -83,17 +83,7 @@ class TraitEntry:
 
 def to_json(entry: TraitEntry) -> dict[str, Any]:
     """What a file holds of it, beside its name and the arrays of its edit."""
-    return {
-        "description": entry.description,
-        "positive": entry.positive,
-        "negative": entry.negative,
-        "ranks": {str(index): layer.rank for index, layer in entry.edit.layers.items()},
-        "dose": entry.dose,
-        "method": entry.method,
-        "reliability": entry.reliability,
-        **_layer_figures(entry),
-        "statistics": dict(entry.statistics),
-    }
+    return _words_and_figures(entry) | {"ranks": ranks_to_json(entry.edit)}
 
 
 KEYS = {field.name for field in fields(TraitEntry)} - {"name", "edit"} | {"ranks"}
@@ -114,23 +104,20 @@ def from_json(name: str, value: Mapping[str, Any], edit: Edit) -> TraitEntry:
 
 def summary(entry: TraitEntry) -> dict[str, Any]:
     """What is told of it, without the arrays."""
+    edit = {"layers": list(entry.edit.layers), "rank": entry.edit.rank}
+    return _words_and_figures(entry) | edit
+
+
+def _words_and_figures(entry: TraitEntry) -> dict[str, Any]:
+    """All but the name and the edit; JSON's keys are text."""
     return {
         "description": entry.description,
         "positive": entry.positive,
         "negative": entry.negative,
-        "layers": list(entry.edit.layers),
-        "rank": entry.edit.rank,
         "dose": entry.dose,
         "method": entry.method,
         "reliability": entry.reliability,
-        **_layer_figures(entry),
-        "statistics": dict(entry.statistics),
-    }
-
-
-def _layer_figures(entry: TraitEntry) -> dict[str, dict[str, float]]:
-    """What was measured at each layer; JSON's keys are text."""
-    return {
         "ccs_loss": {str(index): loss for index, loss in entry.ccs_loss.items()},
         "direction_norm": {str(index): norm for index, norm in entry.direction_norm.items()},
+        "statistics": dict(entry.statistics),
     }

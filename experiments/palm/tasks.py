@@ -43,15 +43,7 @@ from steer.pipeline import search_space
 from steer.portfolio import Candidate
 from steer.recipe import Recipe
 from steer.resources import cache_dir
-from steer.rewards import (
-    RelevanceReward,
-    Reward,
-    formality_reward,
-    length_reward,
-    readability_reward,
-    sentiment_reward,
-    warmth_reward,
-)
+from steer.rewards import MEASURE_REWARDS, RelevanceReward, Reward, length_reward
 from steer.search import Effort
 
 RESULTS = Path(__file__).parents[1] / "results" / "palm"
@@ -184,14 +176,8 @@ def reward(name: str, pairs: PairSet, data: Path | None) -> Reward:
         return length_reward(15, CUT_WORDS)
     if name == "helpfulness":
         return RelevanceReward()
-    if name == "simplicity":
-        return readability_reward()
-    if name == "positivity":
-        return sentiment_reward()
-    if name == "formality":
-        return formality_reward()
-    if name == "warmth":
-        return warmth_reward()
+    if name in MEASURE_REWARDS:
+        return MEASURE_REWARDS[name]()
     if name == "humor":
         funny = [pair.positive.text for pair in pairs.pairs]
         sober = [pair.negative.text for pair in pairs.pairs]
