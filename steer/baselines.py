@@ -19,6 +19,7 @@ from steer.errors import InputError
 Float64 = NDArray[np.float64]
 
 _MIXTURES = 2000
+_PLACES = 3000  # among which the farthest is looked for
 
 
 def best_edits(measured: Measured, weights: Float64) -> tuple[int, ...]:
@@ -30,17 +31,31 @@ def best_edits(measured: Measured, weights: Float64) -> tuple[int, ...]:
 def uniform(measured: Measured, size: int) -> tuple[int, ...]:
     """The best edits at weights that are spread evenly over the simplex.
 
-    The finest lattice of at most `size` weights. An edit that is best at several of them leaves
-    places empty, and so does a lattice with fewer points.
+    An edit that is best at several of them leaves places empty.
     """
     _check(size)
-    dim = measured.rewards.shape[1]
+    return best_edits(measured, _spread_evenly(measured.rewards.shape[1], size))
+
+
+def _spread_evenly(dim: int, number: int) -> Float64:
+    """Weights (number, dim): a lattice, then the points farthest from all before.
+
+    The lattice is the finest that has no more points; the centre, where even the corners are too
+    many. Without the points that fill it up the baseline would be smaller than what it is compared
+    with: three weights instead of five, for three traits.
+    """
     parts = 0  # of the lattice, which has (parts + dim - 1 over dim - 1) points
-    while math.comb(parts + dim, dim - 1) <= size:
+    while math.comb(parts + dim, dim - 1) <= number:
         parts += 1
-    if parts == 0:
-        return best_edits(measured, np.full((1, dim), 1 / dim))
-    return best_edits(measured, uniform_weights(dim, math.comb(parts + dim - 1, dim - 1)))
+    weights = np.full((1, dim), 1 / dim)
+    if parts:
+        weights = uniform_weights(dim, math.comb(parts + dim - 1, dim - 1))
+    places = uniform_weights(dim, _PLACES)
+    while len(weights) < number:
+        away = np.linalg.norm(places[:, None] - weights, axis=2).min(1)
+        # Rounded, so that of points equally far the first is taken on every machine.
+        weights = np.append(weights, places[None, away.round(9).argmax()], axis=0)
+    return weights
 
 
 def at_random(measured: Measured, size: int, seed: int = 0) -> tuple[int, ...]:

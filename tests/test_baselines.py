@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -37,19 +39,36 @@ def test_the_best_edit_at_each_weight(seed: int) -> None:
     assert at_random(edits, 6, seed) == best_edits(edits, weights)
 
 
-@pytest.mark.parametrize(("size", "points"), [(1, 1), (2, 1), (3, 3), (5, 3), (6, 6), (12, 10)])
-def test_uniform_weights_fit_the_size(size: int, points: int) -> None:
-    edits = some_edits(1)
-    parts = {1: 0, 3: 1, 6: 2, 10: 3}[points]
-    lattice = [
-        (i / parts, j / parts, (parts - i - j) / parts)
-        for i in range(parts + 1)
-        for j in range(parts + 1 - i)
-        if parts
-    ] or [(1 / 3, 1 / 3, 1 / 3)]
-    assert len(lattice) == points
-    assert set(uniform(edits, size)) == set(best_edits(edits, np.array(lattice)))
-    assert len(uniform(edits, size)) <= size
+def everyone(dim: int, parts: int) -> Measured:
+    """For every point of a lattice, an edit that is the best there, and at no other."""
+    points = [
+        point for point in itertools.product(range(parts + 1), repeat=dim) if sum(point) == parts
+    ]
+    # <w, u> - |u|^2 / 2 = (|w|^2 - |w - u|^2) / 2 is largest where u = w; the first is unsteered.
+    rewards = np.array([[0] * dim, *points]) / parts
+    return Measured(rewards, (rewards**2).sum(1) / 2)
+
+
+@pytest.mark.parametrize(("dim", "size", "parts"), [(2, 4, 3), (2, 5, 4), (3, 3, 1), (3, 10, 3)])
+def test_a_size_that_a_lattice_has_gives_the_lattice(dim: int, size: int, parts: int) -> None:
+    edits = everyone(dim, parts)
+    assert len(edits) == size + 1
+    assert sorted(uniform(edits, size)) == list(range(1, size + 1))
+
+
+@pytest.mark.parametrize(("dim", "size"), [(2, 6), (3, 1), (3, 2), (3, 5), (3, 7), (6, 5), (6, 12)])
+def test_every_size_is_filled_and_spread(dim: int, size: int) -> None:
+    edits = everyone(dim, 12 if dim < 6 else 6)
+    kept = uniform(edits, size)
+    assert len(kept) == size
+    assert kept == uniform(edits, size)
+
+    def gap(weights: np.ndarray) -> float:
+        """How far a preference can be from all weights."""
+        return np.linalg.norm(edits.rewards[1:, None] - weights, axis=2).min(1).max()
+
+    by_chance = [gap(random_weights(dim, size, seed)) for seed in range(20)]
+    assert gap(edits.rewards[list(kept)]) < np.median(by_chance)
 
 
 def test_one_for_all_has_the_best_mean() -> None:
@@ -62,12 +81,13 @@ def test_one_for_all_has_the_best_mean() -> None:
 
 
 def test_gpi_lowers_the_worst_regret_step_by_step() -> None:
-    edits = some_edits(3)
-    losses = [worst_delta(edits, gpi(edits, size), 0.0).loss for size in (1, 2, 4, 8)]
+    edits = some_edits(3, 20)
+    kept = [gpi(edits, size) for size in (1, 2, 4, 8)]
+    losses = [worst_delta(edits, entries, 0.0).loss for entries in kept]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] / 2
-    assert gpi(edits, 4) == gpi(edits, 4)
-    assert len(gpi(edits, 40)) < 40, "it goes on after no regret is left"
+    assert gpi(edits, 4) == kept[2]
+    assert len(gpi(edits, 20)) < 20, "it goes on after no regret is left"
 
 
 @pytest.mark.parametrize("method", [uniform, at_random, gpi])

@@ -1,4 +1,4 @@
-"""The portfolio table (sizes 3 to 7, against other ways to choose) and figures 2 and 3.
+"""The portfolio table (sizes 3 to 7 and beyond, against other ways to choose) and figures 2 and 3.
 
     python experiments/palm/portfolio.py        # after measure.py; a minute a task
 
@@ -28,7 +28,7 @@ from tasks import OBJECTIVE, TASKS, Task, common_arguments, composed, evaluation
 
 from steer.baselines import at_random, gpi, one_for_all, uniform
 from steer.certificate import with_unsteered, worst_delta, worst_epsilon
-from steer.cover import random_weights
+from steer.cover import Closeness, grid, random_weights
 from steer.evaluation import Evaluation, measured, read_evaluations
 from steer.prune import prune_to_size
 from steer.relevance import embed
@@ -38,7 +38,6 @@ from steer.uncertainty import certificate_intervals
 
 Float64 = NDArray[np.float64]
 
-SIZES = range(3, 8)
 SHOWN = 5  # the size of figure 3, and of the comparison of outputs
 MIXTURES = 5000
 RANDOM_SEEDS = 20
@@ -149,7 +148,7 @@ class Study:
         """Every method at every size, and composition."""
         found = [
             self.row(size, method, sets)
-            for size in SIZES
+            for size in self.task.sizes
             for method, sets in self.methods(size).items()
         ]
         return [*found, self.composition()]
@@ -251,8 +250,10 @@ def spent(content: dict[str, Any]) -> str:
         return ""
     costs = content["cost"]
     weights = costs["weights of the cover"]
-    searches = "".join(
-        f" The {kind} search: {costs[kind]['oracle calls']} oracle calls for {weights} weights, "
+    wanted = content["task"]["closeness"]
+    paper = len(grid(len(content["task"]["traits"]), Closeness(**wanted)))
+    searches = f" A cover of {weights} weights; the paper's grid has {paper}." + "".join(
+        f" The {kind} search: {costs[kind]['oracle calls']} oracle calls, "
         f"{costs[kind]['measured edits']} edits, {costs[kind]['generated tokens']} tokens."
         for kind in ("lazy", "full")
         if kind in costs
@@ -300,11 +301,12 @@ def losses_by_size(rows: Sequence[Row], path: Path) -> None:
                 values = [getattr(r, column) for r in points]
                 wide = 2.4 if method == "PALM" else 1.3
                 axes.plot(sizes, values, "o-", color=colour, label=method, lw=wide, ms=4)
-            plain = [getattr(r, column) for r in rows if r.task == task and r.size not in SIZES]
-            if plain:
-                axes.axhline(plain[0], color="#5f6368", ls=":", lw=1.3, label="composition")
+            (plain,) = (r for r in rows if r.task == task and r.method == "composition")
+            axes.axhline(
+                getattr(plain, column), color="#5f6368", ls=":", lw=1.3, label=plain.method
+            )
             axes.set_title(f"{task}\n{title}", fontsize=9)
-            axes.set_xticks(list(SIZES))
+            axes.set_xticks([r.size for r in rows if r.task == task and r.method == "PALM"])
             # Composition loses a thousand times what the best portfolios do; some lose nothing.
             axes.set_yscale("symlog", linthresh=1e-3)
             axes.set_ylim(bottom=0)
