@@ -130,19 +130,22 @@ class Study:
         self.mixtures = random_weights(len(task.traits), MIXTURES, seed)
         values = self.measured.value(self.mixtures)
         self.best = values.max(1)
-        # Rows of the embeddings of all answers, made when they are first asked for.
+        # What each method keeps, by size, and the embeddings of answers: made when first asked for.
+        self._kept: dict[int, dict[str, list[tuple[int, ...]]]] = {}
         self._embedded: dict[int, NDArray[np.float32]] = {}
 
     def methods(self, size: int) -> dict[str, list[tuple[int, ...]]]:
         """What each method keeps; several sets are averaged over."""
-        data, seed = self.measured, self.seed
-        return {
-            "PALM": [prune_to_size(data, size)],
-            "uniform": [uniform(data, size)],
-            "random": [at_random(data, size, seed + i) for i in range(RANDOM_SEEDS)],
-            "GPI": [gpi(data, size, seed)],
-            "one edit for all": [one_for_all(data, seed)],
-        }
+        if size not in self._kept:
+            data, seed = self.measured, self.seed
+            self._kept[size] = {
+                "PALM": [prune_to_size(data, size)],
+                "uniform": [uniform(data, size)],
+                "random": [at_random(data, size, seed + i) for i in range(RANDOM_SEEDS)],
+                "GPI": [gpi(data, size, seed)],
+                "one edit for all": [one_for_all(data, seed)],
+            }
+        return self._kept[size]
 
     def rows(self) -> list[Row]:
         """Every method at every size, and composition."""
