@@ -1,6 +1,6 @@
 """The portfolio table (sizes 3 to 7 and beyond, against other ways to choose) and figures 2 and 3.
 
-    python experiments/palm/portfolio.py        # after measure.py; a minute a task
+    python experiments/palm/portfolio.py        # after measure.py; minutes a task
 
 Every method keeps some of the same measured edits, so that nothing but the choice differs: PALM's
 (a minimum set cover in reward space with a certificate), the best edits at evenly spread or random
