@@ -1,6 +1,6 @@
 """Check rewards against people's labels: how often the better of two texts earns more.
 
-    python experiments/validate_rewards.py --data FOLDER             # some minutes on one core
+    python experiments/validate_rewards.py --data FOLDER             # half an hour of a core
     python experiments/validate_rewards.py --data FOLDER --no-model  # only those without a model
 
 FOLDER holds the open data sets that experiments/people.py names. A tie counts as half. Intervals
