@@ -97,7 +97,7 @@ def test_pruning_to_a_size_is_as_good_as_the_best_subset(criterion: str, seed: i
     kept = prune_to_size(measured, 2, criterion=criterion)  # type: ignore[arg-type]
     assert len(kept) <= 2 and 0 not in kept
     best = min(loss(subset) for subset in itertools.combinations(range(1, 10), 2))
-    assert loss(kept) == pytest.approx(best, abs=1e-6)
+    assert best - 1e-6 <= loss(kept) <= 1.02 * best + 1e-6  # what may be given up for the mean
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -128,6 +128,14 @@ def test_among_sets_with_one_worst_case_the_mean_decides() -> None:
     measured = Measured(rewards, np.zeros(4))
     assert prune_to_size(measured, 1) == (3,)
     assert set(prune_to_size(measured, 2)) == {2, 3}
+
+
+@pytest.mark.parametrize(("first", "kept"), [(0.395, 3), (0.38, 2)])
+def test_a_little_of_the_worst_case_is_given_up_for_the_mean(first: float, kept: int) -> None:
+    """The second edit's worst case is 0.6, at the first corner; the third is best elsewhere."""
+    rewards = np.array([[0.0, 0.0], [1.0, 0.0], [0.4, 0.9], [first, 1.0]])
+    measured = Measured(rewards, np.zeros(4))
+    assert prune_to_size(measured, 1, criterion="delta") == (kept,)
 
 
 @pytest.mark.parametrize("seed", range(3))
