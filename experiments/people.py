@@ -54,22 +54,40 @@ def shuffled(name: str, pairs: Sequence[tuple[str, str, int]], number: int, seed
     return Pairs(name, better, worse, groups)
 
 
+def onestop_articles(data: Path, number: int, seed: int) -> Pairs:
+    """News articles at three levels; the lower level is the simpler."""
+    pairs = []
+    for group, rows in enumerate(_onestop(data)):
+        levels = [" ".join(level) for level in zip(*rows, strict=True)]
+        pairs += _by_level(levels, group)
+    return shuffled("OneStopEnglish, articles of two levels", pairs, number, seed)
+
+
 def onestop(data: Path, number: int, seed: int) -> Pairs:
     """Paragraphs of news articles at three levels; the lower level is the simpler."""
     pairs = []
-    for group, path in enumerate(sorted((data / "onestop_english" / "csv").glob("*.csv"))):
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        for row in csv.reader(text.splitlines(keepends=True)):
-            levels = [" ".join(cell.replace("\ufffd", "'").split()) for cell in row[:3]]
+    for group, rows in enumerate(_onestop(data)):
+        for levels in rows:
             # Short cells are headings; equal ones were left as they are.
-            if len(levels) == 3 and all(len(words(level)) >= 30 for level in levels):
-                pairs += [
-                    (levels[i], levels[j], group)
-                    for i in range(3)
-                    for j in range(i + 1, 3)
-                    if levels[i] != levels[j]
-                ]
+            if all(len(words(level)) >= 30 for level in levels):
+                pairs += [pair for pair in _by_level(levels, group) if pair[0] != pair[1]]
     return shuffled("OneStopEnglish, paragraphs of two levels", pairs, number, seed)
+
+
+def _onestop(data: Path) -> list[list[list[str]]]:
+    """By article, its paragraphs, each at the three levels."""
+    articles = []
+    for path in sorted((data / "onestop_english" / "csv").glob("*.csv")):
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        rows = csv.reader(text.splitlines(keepends=True)[1:])  # below the names of the levels
+        cells = ([" ".join(c.replace("\ufffd", "'").split()) for c in row[:3]] for row in rows)
+        articles.append([levels for levels in cells if len(levels) == 3])
+    return articles
+
+
+def _by_level(levels: Sequence[str], group: int) -> list[tuple[str, str, int]]:
+    """All pairs of the three levels, the simpler one first."""
+    return [(levels[i], levels[j], group) for i in range(3) for j in range(i + 1, 3)]
 
 
 def positive_frames(data: Path, number: int, seed: int) -> Pairs:

@@ -1,11 +1,13 @@
 """Check rewards against people's labels: how often the better of two texts earns more.
 
-    python experiments/validate_rewards.py --data FOLDER             # half an hour of a core
+    python experiments/validate_rewards.py --data FOLDER             # an hour of a core
     python experiments/validate_rewards.py --data FOLDER --no-model  # only those without a model
 
 FOLDER holds the open data sets that experiments/people.py names. A tie counts as half. Intervals
-are 95% bootstraps over pairs, or over articles where an article gives several. An embedding probe
-is fitted to one half of the pairs and judged on the other.
+are 95% bootstraps over pairs, or over articles where an article gives several. A probe, on
+sentence embeddings or on the model's activations, is fitted to two thirds of people's pairs and
+judged on the rest, or to the trait's contrast pairs, which a build leaves in its work folder
+(--build-dir).
 """
 
 from __future__ import annotations
@@ -14,22 +16,31 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from people import Pairs, harmless, onestop, part, politeness, positive_frames
+from people import Pairs, harmless, onestop, onestop_articles, part, politeness, positive_frames
 
 import steer
-from steer.embedding_reward import EmbeddingReward
+from steer.contrast import read_pairs
 from steer.generation import Decoding
 from steer.likelihood import log_ratio
-from steer.measures import casual_markers, coleman_liau, sentiment, warm_markers, words
+from steer.measures import (
+    automated_readability,
+    casual_markers,
+    coleman_liau,
+    sentiment,
+    warm_markers,
+    words,
+)
 from steer.models import LanguageModel
+from steer.probe_reward import SENTENCES, Encoder, ProbeReward, activation_encoder
 from steer.prompts import load_prompts
-from steer.relevance import embed, relevance
-from steer.resources import atomic_path
+from steer.relevance import relevance
+from steer.resources import atomic_path, cache_dir
 from steer.versions import versions
 
 HERE = Path(__file__).parent
@@ -72,36 +83,44 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--no-model", action="store_true", help="leave the log-ratio out")
-    parser.add_argument("--pairs", type=int, default=1000, help="most pairs of a data set")
+    parser.add_argument("--build-dir", type=Path, help="work folder of a build; default: its own")
+    parser.add_argument("--pairs", type=int, default=2000, help="most pairs of a data set")
     parser.add_argument("--model-pairs", type=int, default=400, help="the same for the log-ratio")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "rewards")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    number, seed = arguments.pairs, arguments.seed
-    simple = onestop(arguments.data, number, seed)
-    bright = positive_frames(arguments.data, number, seed)
-    polite = politeness(arguments.data, number, seed)
-    safe = harmless(arguments.data, number, seed)
+    number, seed, data = arguments.pairs, arguments.seed, arguments.data
+    articles, simple = onestop_articles(data, number, seed), onestop(data, number, seed)
+    bright, polite = positive_frames(data, number, seed), politeness(data, number, seed)
+    safe = harmless(data, number, seed)
 
     rows = [
-        judge("simplicity", simple, "Coleman-Liau grade, less", each(coleman_liau, -1), seed),
-        judge("simplicity", simple, "words, fewer", each(lambda t: float(len(words(t))), -1), seed),
+        judge("simplicity", pairs, name, each(measure, -1), seed)
+        for pairs in (articles, simple)
+        for name, measure in (
+            ("Coleman-Liau grade, less", coleman_liau),
+            ("automated readability grade, less", automated_readability),
+            ("words, fewer", lambda text: float(len(words(text)))),
+        )
+    ]
+    rows += [
         judge("positivity", bright, "VADER sentiment of sentences", each(sentiment), seed),
         judge("warmth", polite, "warm words per 100 words", each(warm_markers), seed),
         judge("warmth", polite, "VADER sentiment of sentences", each(sentiment), seed),
         judge("formality", polite, "casual marks, fewer", each(casual_markers, -1), seed),
     ]
-    for trait, data in (("warmth", polite), ("safety", safe)):
-        half = len(data.better) // 2
-        probe = EmbeddingReward.fitted(trait, data.better[:half], data.worse[:half], seed=seed)
-        name = "embedding probe, fitted to other pairs"
-        rows.append(judge(trait, part(data, half), name, projected(probe), seed))
-    if not arguments.no_model:
-        model = steer.load_model(arguments.model)
+    model = None if arguments.no_model else steer.load_model(arguments.model)
+    encoders = [SENTENCES] if model is None else [SENTENCES, activation_encoder(model)]
+    build = cache_dir() / "build" if arguments.build_dir is None else arguments.build_dir
+    for (trait, pairs), encoder in product(
+        (("positivity", bright), ("warmth", polite), ("safety", safe)), encoders
+    ):
+        rows += probes(trait, pairs, encoder, build / "pairs" / f"{trait}.jsonl", seed)
+    if model is not None:
         few = arguments.model_pairs
-        for trait, data in (
+        for trait, pairs in (
             ("simplicity", simple),
             ("positivity", bright),
             ("warmth", polite),
@@ -109,9 +128,29 @@ def main() -> None:
             ("safety", safe),
         ):
             opinion = model_opinion(model, trait)
-            rows.append(judge(trait, part(data, 0, few), "log-ratio", opinion, seed))
+            rows.append(judge(trait, part(pairs, 0, few), "log-ratio", opinion, seed))
         rows.append(helpfulness(model, seed))
     write(rows, arguments)
+
+
+def probes(trait: str, data: Pairs, encoder: Encoder, contrast: Path, seed: int) -> list[Row]:
+    """A probe fitted to most of people's pairs, and one fitted to the trait's contrast pairs."""
+    cut = 2 * len(data.better) // 3
+    people = ProbeReward.fitted(
+        trait, data.better[:cut], data.worse[:cut], encoder=encoder, seed=seed
+    )
+    rows = [judge(trait, part(data, cut), f"{name_of(encoder)}, other pairs", people.project, seed)]
+    if contrast.exists():
+        pairs = read_pairs(contrast).pairs
+        texts = [[getattr(pair, pole).text for pair in pairs] for pole in ("positive", "negative")]
+        own = ProbeReward.fitted(trait, *texts, encoder=encoder, seed=seed)
+        rows.append(judge(trait, data, f"{name_of(encoder)}, contrast pairs", own.project, seed))
+    return rows
+
+
+def name_of(encoder: Encoder) -> str:
+    """For the table."""
+    return f"{encoder.name} probe"
 
 
 def each(measure: Callable[[str], float], sign: int = 1) -> Measure:
@@ -123,11 +162,6 @@ def model_opinion(model: LanguageModel, name: str) -> Measure:
     """The contrast log-ratio of a built-in trait."""
     trait = steer.load_traits()[name]
     return lambda texts: log_ratio(model, trait, [NO_PROMPT] * len(texts), texts, max_tokens=128)
-
-
-def projected(probe: EmbeddingReward) -> Measure:
-    """What a probe says before it is scaled to rewards, which would tie the outermost texts."""
-    return lambda texts: embed(texts) @ probe.direction
 
 
 def judge(trait: str, data: Pairs, name: str, measure: Measure, seed: int) -> Row:

@@ -72,6 +72,19 @@ def coleman_liau(text: str) -> float:
     return 0.0588 * letters * per_100 - 0.296 * sentences(text) * per_100 - 15.8
 
 
+def automated_readability(text: str) -> float:
+    """Automated readability index: the US school grade needed to read a text.
+
+    4.71 letters per word + 0.5 words per sentence - 21.43 (Smith and Senter, 1967). 0 for a text
+    without words.
+    """
+    found = words(text)
+    if not found:
+        return 0.0
+    letters = sum(sum(character.isalnum() for character in word) for word in found)
+    return 4.71 * letters / len(found) + 0.5 * len(found) / sentences(text) - 21.43
+
+
 @cache
 def _vader() -> SentimentIntensityAnalyzer:
     return SentimentIntensityAnalyzer()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from steer.measures import (
     TRAIT_MEASURES,
+    automated_readability,
     casual_markers,
     coleman_liau,
     distinct_ngrams,
@@ -53,12 +54,20 @@ def test_coleman_liau_by_hand() -> None:
     assert coleman_liau(text) == pytest.approx(expected)
 
 
-def test_coleman_liau_orders_easy_and_hard_prose() -> None:
+def test_automated_readability_by_hand() -> None:
+    # 10 words of 34 letters in 2 sentences.
+    text = "The cat sat on the mat. Then it slept deeply."
+    assert automated_readability(text) == pytest.approx(4.71 * 3.4 + 0.5 * 5 - 21.43)
+    assert automated_readability("...") == 0.0
+
+
+def test_readability_orders_easy_and_hard_prose() -> None:
     hard = (
         "Physiological homeostasis necessitates comprehensive synchronisation of circadian "
         "oscillations with environmental illumination throughout successive generations."
     )
     assert coleman_liau(hard) > coleman_liau(PLAIN) + 8
+    assert automated_readability(hard) > automated_readability(PLAIN) + 8
 
 
 def test_sentiment_does_not_saturate_with_length() -> None:

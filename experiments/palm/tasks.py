@@ -34,13 +34,13 @@ from people import harmless  # noqa: E402
 
 from steer.contrast import PairSet
 from steer.cover import Closeness, uniform_weights
-from steer.embedding_reward import EmbeddingReward
 from steer.evaluation import Evaluator
 from steer.generation import Decoding
 from steer.models import LanguageModel
 from steer.objective import Objective
 from steer.pipeline import search_space
 from steer.portfolio import Candidate
+from steer.probe_reward import ProbeReward
 from steer.recipe import Recipe
 from steer.resources import cache_dir
 from steer.rewards import MEASURE_REWARDS, RelevanceReward, Reward, length_reward
@@ -184,11 +184,11 @@ def reward(name: str, pairs: PairSet, data: Path | None) -> Reward:
     if name == "humor":
         funny = [pair.positive.text for pair in pairs.pairs]
         sober = [pair.negative.text for pair in pairs.pairs]
-        return EmbeddingReward.fitted(name, funny, sober)
+        return ProbeReward.fitted(name, funny, sober)
     assert data is not None, "arguments_of asks for it"
     preferred = harmless(data, 2500, seed=0)
     half = len(preferred.better) // 2
-    return EmbeddingReward.fitted(name, preferred.better[:half], preferred.worse[:half])
+    return ProbeReward.fitted(name, preferred.better[:half], preferred.worse[:half])
 
 
 def evaluator(

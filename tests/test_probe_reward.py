@@ -1,19 +1,26 @@
-"""The probe on sentence embeddings: against answers whose tone is known."""
+"""Probes on sentence embeddings and activations: against answers whose tone is known."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+import torch
 
-from steer import embedding_reward
-from steer.embedding_reward import EmbeddingReward
+from steer import probe_reward
 from steer.errors import InputError
+from steer.probe_reward import SENTENCES, Encoder, ProbeReward, activation_encoder
+from steer.prompts import load_prompts
 from steer.rewards import Reward
+from tests.models import tiny
 
 
-def fitted(texts: list[tuple[str, str]], seed: int = 0) -> EmbeddingReward:
+def fitted(
+    texts: list[tuple[str, str]], encoder: Encoder = SENTENCES, seed: int = 0
+) -> ProbeReward:
     better, worse = zip(*texts, strict=True)
-    return EmbeddingReward.fitted("funny", better, worse, seed=seed)
+    return ProbeReward.fitted("funny", better, worse, encoder=encoder, seed=seed)
 
 
 TOPICS = (
@@ -33,10 +40,10 @@ def test_it_knows_the_tone_of_new_answers() -> None:
     assert reward.name == "embedding probe of funny"
 
 
-def random_embeddings(shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Embeddings of noise; texts of the positive pole are shifted along the first axis."""
+def random_encoder(shift: float) -> Encoder:
+    """Points of noise; texts of the positive pole are shifted along the first axis."""
 
-    def embed(texts: list[str]) -> np.ndarray:
+    def encode(texts: Sequence[str]) -> np.ndarray:
         rows = []
         for text in texts:
             row = np.random.default_rng(int(text.split()[1])).normal(size=384)
@@ -44,15 +51,15 @@ def random_embeddings(shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
             rows.append(row / np.linalg.norm(row))
         return np.array(rows, np.float32)
 
-    monkeypatch.setattr(embedding_reward, "embed", embed)
+    return Encoder("random", encode)
 
 
 NOISE = [(f"yes {i}", f"no {i + 500}") for i in range(120)]
 
 
-def test_its_scale_is_of_pairs_it_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    random_embeddings(6.0, monkeypatch)
-    reward = fitted(NOISE)
+def test_its_scale_is_of_pairs_it_has_not_seen() -> None:
+    reward = fitted(NOISE, random_encoder(6.0))
+    assert reward.name == "random probe of funny"
     assert reward.accuracy == 1.0
     assert int(np.abs(reward.direction).argmax()) == 0
     yes, no = ([f"{pole} {i + 9000}" for i in range(200)] for pole in ("yes", "no"))
@@ -65,23 +72,22 @@ def test_it_is_the_direction_of_the_mean_when_regularised_hard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The gradient of the Bradley-Terry likelihood at zero is half the mean difference."""
-    random_embeddings(1.0, monkeypatch)
-    monkeypatch.setattr(embedding_reward, "_C", 1e-6)
-    reward = fitted(NOISE)
+    monkeypatch.setattr(probe_reward, "_C", 1e-6)
+    encoder = random_encoder(1.0)
+    reward = fitted(NOISE, encoder)
     better, worse = zip(*NOISE, strict=True)
-    mean = (embedding_reward.embed(better) - embedding_reward.embed(worse)).mean(0)
+    mean = (encoder.encode(better) - encoder.encode(worse)).mean(0)
     assert reward.direction @ mean / np.linalg.norm(mean) == pytest.approx(1, abs=1e-4)
 
 
-def test_poles_that_are_alike_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poles_that_are_alike_are_refused() -> None:
     refused = 0
     for seed in range(6):
-        random_embeddings(0.0, monkeypatch)
         noise = [(f"yes {i + 100 * seed}", f"no {i + 5000 + 100 * seed}") for i in range(120)]
         try:
-            assert fitted(noise).accuracy < 0.75
+            assert fitted(noise, random_encoder(0.0)).accuracy < 0.75
         except InputError as error:
-            assert "do not tell the better" in str(error)
+            assert "does not tell the better" in str(error)
             refused += 1
     assert refused > 0
 
@@ -91,7 +97,26 @@ def test_too_few_pairs_are_refused() -> None:
         fitted([("a", "b")] * 3)
 
 
-def test_the_same_seed_gives_the_same_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    random_embeddings(1.0, monkeypatch)
-    first, second = (fitted(NOISE, seed=3) for _ in range(2))
+def test_the_same_seed_gives_the_same_reward() -> None:
+    first, second = (fitted(NOISE, random_encoder(1.0), seed=3) for _ in range(2))
     assert first.range == second.range and np.array_equal(first.direction, second.direction)
+
+
+def test_activations_are_those_of_a_plain_forward_pass() -> None:
+    """Means over a text's tokens, over their spread at the prompts, times 1 / sqrt(d)."""
+    model = tiny()
+    texts = ["a cat", "", "seven long words about nothing at all"]
+
+    def plain(text: str) -> np.ndarray:
+        ids = [model.tokenizer.bos_token_id] * (model.tokenizer.bos_token_id is not None)
+        own = model.tokenizer(text or "\n", add_special_tokens=False).input_ids
+        hidden = model.model(torch.tensor([[*ids, *own]]), output_hidden_states=True).hidden_states[
+            2
+        ]
+        return hidden[0, len(ids) :].mean(0).detach().numpy()
+
+    spread = np.std([plain(prompt.text) for prompt in load_prompts("extract")], axis=0)
+    expected = np.stack([plain(text) for text in texts]) / spread / np.sqrt(len(spread))
+    encoder = activation_encoder(model, 1)
+    assert encoder.name == "layer 1 activation"
+    np.testing.assert_allclose(encoder.encode(texts), expected, rtol=2e-3, atol=2e-4)

@@ -1,0 +1,161 @@
+"""Rewards learnt from pairs of texts: a probe on what an encoder makes of them.
+
+Given pairs of which one text shows more of something, a trait's contrast pairs or people's
+preferences, a direction in the encoder's space is fitted so that the better text lies further along
+it: the Bradley-Terry model, a logistic regression on differences of encodings. It reads meaning and
+tone rather than single words, and costs far less than the model's own log-ratio. Its scale is set
+on pairs that it was not fitted to.
+
+There are two encoders: sentence embeddings (`steer.relevance`), which know nothing of the steered
+model, and the model's own activations, which follow people better (experiments/results/rewards).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
+
+from steer.activations import read_activations
+from steer.errors import InputError
+from steer.likelihood import response_tokens
+from steer.models import LanguageModel
+from steer.prompts import load_prompts
+from steer.relevance import embed
+from steer.rewards import Range, check_lengths
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+_FOLDS = 5
+# Inverse of the weight decay: of a few hundred numbers fitted to as many pairs, most are noise.
+_C = 0.3
+# Tokens of a text whose activations are read: tone shows early.
+_READ = 128
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A space in which texts are points.
+
+    Attributes:
+        name: Of what kind the points are.
+        encode: n texts as (n, d) points of about unit length.
+    """
+
+    name: str
+    encode: Callable[[Sequence[str]], Float32]
+
+
+SENTENCES = Encoder("embedding", embed)
+"""Sentence embeddings of all-MiniLM-L6-v2, which knows nothing of the steered model."""
+
+
+def activation_encoder(language_model: LanguageModel, layer: int | None = None) -> Encoder:
+    """The model's activations, a mean over a text's tokens.
+
+    Some dimensions are a hundred times larger than others, so each is divided by its spread over
+    the packaged extract prompts.
+
+    Args:
+        language_model: The model; it must not be steered while it encodes.
+        layer: Whose output is read; default: the one in the middle.
+
+    Raises:
+        InputError: If the layer does not exist.
+    """
+    chosen = len(language_model.layers) // 2 if layer is None else layer
+    tokenizer = language_model.tokenizer
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+
+    def read(texts: Sequence[str]) -> Float32:
+        # An empty text has no tokens to read; a line break says as little.
+        sequences = [
+            (start, response_tokens(language_model, text or "\n")[:_READ]) for text in texts
+        ]
+        return read_activations(language_model, sequences, [chosen])[chosen]
+
+    spread = read([prompt.text for prompt in load_prompts("extract")]).std(0)
+    scale = (np.sqrt(len(spread)) * np.maximum(spread, 1e-6)).astype(np.float32)
+    return Encoder(f"layer {chosen} activation", lambda texts: read(texts) / scale)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeReward:
+    """How far a response lies along a direction.
+
+    Attributes:
+        name: What is rewarded, and by which encoder.
+        encoder: Makes points of texts.
+        direction: Unit vector (d,).
+        range: What earns 0 and 1, in projections on it.
+        accuracy: Share of held-out pairs whose better text lies further along it.
+    """
+
+    name: str
+    encoder: Encoder
+    direction: Float64
+    range: Range
+    accuracy: float
+
+    def project(self, texts: Sequence[str]) -> Float64:
+        """Positions of n texts along the direction (n,), before they are scaled to rewards."""
+        return np.asarray(self.encoder.encode(texts) @ self.direction, np.float64)
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Float64:
+        """Scaled projections (n,)."""
+        check_lengths(prompts, responses)
+        return self.range.scale(self.project(responses))
+
+    @classmethod
+    def fitted(
+        cls,
+        name: str,
+        better: Sequence[str],
+        worse: Sequence[str],
+        *,
+        encoder: Encoder = SENTENCES,
+        seed: int = 0,
+    ) -> ProbeReward:
+        """Fit to pairs of texts.
+
+        Args:
+            name: What is rewarded.
+            better: The texts that show more of it, at least ten.
+            worse: The others, in the same order.
+            encoder: Makes points of texts.
+            seed: Seeds which pairs are held out together.
+
+        Raises:
+            InputError: If there are too few pairs, or held-out pairs are not told apart.
+        """
+        check_lengths(better, worse)
+        if len(better) < 2 * _FOLDS:
+            raise InputError(f"{name}: expected at least {2 * _FOLDS} pairs, got {len(better)}")
+        high, low = encoder.encode(better), encoder.encode(worse)
+        held_out = np.empty((2, len(better)))
+        for fit, rest in KFold(_FOLDS, shuffle=True, random_state=seed).split(high):
+            direction = _direction(high[fit] - low[fit])
+            held_out[:, rest] = high[rest] @ direction, low[rest] @ direction
+        accuracy = float((held_out[0] > held_out[1]).mean())
+        if held_out[0].mean() <= held_out[1].mean():
+            raise InputError(
+                f"{name}: the {encoder.name} probe does not tell the better texts from the worse "
+                f"({accuracy:.0%} of held-out pairs)"
+            )
+        scale = Range.between(held_out[1], held_out[0])
+        title = f"{encoder.name} probe of {name}"
+        return cls(title, encoder, _direction(high - low), scale, accuracy)
+
+
+def _direction(differences: Float32) -> Float64:
+    """Unit vector (d,) along which most differences (n, d) are positive."""
+    both = np.concatenate([differences, -differences])
+    signs = np.repeat([1, 0], len(differences))
+    found = LogisticRegression(C=_C, fit_intercept=False, max_iter=1000).fit(both, signs)
+    # Its length grows with the number of pairs: the scale of folds would not fit the whole.
+    return np.asarray(found.coef_[0] / np.linalg.norm(found.coef_[0]), np.float64)
