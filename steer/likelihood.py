@@ -1,20 +1,19 @@
 """Likelihoods and divergences of given answers, under whatever edits are asked for.
 
-Batches pad prompts on the left and responses on the right, so that the response starts in one
-column and an edit of scope "response" acts on the same positions as in generation.
+In a batch (`steer.batches`) all responses start in one column, so an edit of scope "response" acts
+on the same positions as in generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steer.activations import Tokens
+from steer.batches import Batch, Sequences, batches, response_logits
 from steer.chat import render
 from steer.contrast import instructed
 from steer.edits import Edit
@@ -23,18 +22,6 @@ from steer.generation import prompt_tokens
 from steer.hooks import Scope, attach
 from steer.models import LanguageModel
 from steer.traits import Trait
-
-Sequences = Sequence[tuple[Tokens, Tokens]]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    indices: list[int]
-    ids: Tensor  # (B, P + R)
-    mask: Tensor  # (B, P + R)
-    positions: Tensor  # (B, P + R)
-    prompt_length: int  # P
-    response_mask: Tensor  # (B, R)
 
 
 def response_tokens(language_model: LanguageModel, text: str) -> tuple[int, ...]:
@@ -48,7 +35,7 @@ def mean_log_likelihood(
 ) -> NDArray[np.float64]:
     """Mean log-probability (nats per token) of each response given its prompt, shape (n,)."""
     result = np.empty(len(sequences))
-    for batch in _batches(language_model, sequences, batch_tokens):
+    for batch in batches(language_model, sequences, batch_tokens):
         logits = _logits(language_model, batch)
         targets = batch.ids[:, batch.prompt_length :, None]
         # Not by way of all log-probabilities, which are as large again as the logits.
@@ -118,7 +105,7 @@ def divergence(
         raise InputError(f"got {len(edits)} edits for {len(sequences)} sequences")
     result = np.zeros(len(sequences))
     hooks = attach(language_model)
-    for batch in _batches(language_model, sequences, batch_tokens):
+    for batch in batches(language_model, sequences, batch_tokens):
         rows = [edits[i] for i in batch.indices]
         if all(edit.is_zero() for edit in rows):
             continue
@@ -155,7 +142,7 @@ class KLMeter:
         """
         self._language_model = language_model
         self._scope = scope
-        self._batches = list(_batches(language_model, sequences, batch_tokens))
+        self._batches = list(batches(language_model, sequences, batch_tokens))
         self._reference = [_log_probs(language_model, batch) for batch in self._batches]
 
     def kl(self, edit: Edit) -> float:
@@ -172,66 +159,17 @@ class KLMeter:
         return total / tokens
 
 
-def _divergence(edited: Tensor, reference: Tensor, batch: _Batch) -> Tensor:
+def _divergence(edited: Tensor, reference: Tensor, batch: Batch) -> Tensor:
     """KL of log-probabilities (B, R, vocabulary), summed over each response's tokens (B,)."""
     each = (edited.exp() * (edited - reference)).sum(-1)  # (B, R)
     return (each * batch.response_mask).sum(1)
 
 
-def _log_probs(language_model: LanguageModel, batch: _Batch) -> Tensor:
+def _log_probs(language_model: LanguageModel, batch: Batch) -> Tensor:
     """Log-probabilities (B, R, vocabulary) of what comes at each response position, in fp32."""
     return _logits(language_model, batch).log_softmax(-1)
 
 
-def _logits(language_model: LanguageModel, batch: _Batch) -> Tensor:
-    """Logits (B, R, vocabulary) of what comes at each response position, in fp32."""
+def _logits(language_model: LanguageModel, batch: Batch) -> Tensor:
     with torch.inference_mode():
-        logits = language_model.model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-            use_cache=False,
-            logits_to_keep=batch.response_mask.shape[1] + 1,
-        ).logits
-        before: Tensor = logits[:, :-1].float()
-        return before
-
-
-def _batches(
-    language_model: LanguageModel, sequences: Sequences, batch_tokens: int
-) -> Iterator[_Batch]:
-    for index, (prompt, response) in enumerate(sequences):
-        if not prompt or not response:
-            raise InputError(f"sequence {index}: expected a prompt and a response with tokens")
-    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
-    batch: list[int] = []
-    for index in order:
-        widths = [max(len(sequences[i][side]) for i in (*batch, index)) for side in (0, 1)]
-        if batch and (len(batch) + 1) * sum(widths) > batch_tokens:
-            yield _pad(language_model, sequences, batch)
-            batch = []
-        batch.append(index)
-    if batch:
-        yield _pad(language_model, sequences, batch)
-
-
-def _pad(language_model: LanguageModel, sequences: Sequences, indices: list[int]) -> _Batch:
-    prompts = [sequences[i][0] for i in indices]
-    responses = [sequences[i][1] for i in indices]
-    p, r = max(map(len, prompts)), max(map(len, responses))
-    ids = np.full((len(indices), p + r), language_model.tokenizer.pad_token_id)
-    mask = np.zeros((len(indices), p + r), np.int64)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        columns = slice(p - len(prompt), p + len(response))
-        ids[row, columns] = [*prompt, *response]
-        mask[row, columns] = 1
-    device = language_model.device
-    positions = np.maximum(mask.cumsum(1) - 1, 0)
-    return _Batch(
-        indices,
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(mask).to(device),
-        torch.from_numpy(positions).to(device),
-        p,
-        torch.from_numpy(mask[:, p:].astype(np.float32)).to(device),
-    )
+        return response_logits(language_model, batch)

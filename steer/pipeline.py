@@ -32,14 +32,13 @@ from steer.subspace import Subspace
 from steer.trait_edit import (
     Context,
     build_trait,
-    candidate_layers,
     edit_bytes,
     fit,
-    make_edit,
     prepare,
 )
 from steer.trait_entry import TraitEntry
 from steer.traits import Trait, load_traits
+from steer.undosed import candidate_layers, plain_prompts, undosed_edit
 from steer.versions import versions
 
 # Below this cosine agreement a trait's differences hardly share a direction.
@@ -149,7 +148,7 @@ def search_space(
     recipe = recipe or Recipe()
     folder = Path(work_dir) if work_dir is not None else _work_dir(language_model, recipe)
     built = _build_traits(language_model, _traits(traits), recipe, folder, progress, None)
-    return _search_space(language_model, tuple(built.entries), recipe, built)
+    return _search_space(language_model, tuple(built.entries), recipe, folder, built, progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,33 +203,40 @@ def _build_traits(
             )
         sources[trait.name] = _Source(trait, pair_set, subspace)
         entries[trait.name] = build_trait(
-            language_model, trait, recipe, folder, context, pair_set, subspace
+            language_model, trait, recipe, folder, context, pair_set, subspace, progress=progress
         )
     return _Built(entries, sources, context)
 
 
 def _search_space(
-    language_model: LanguageModel, names: Sequence[str], recipe: Recipe, built: _Built
+    language_model: LanguageModel,
+    names: Sequence[str],
+    recipe: Recipe,
+    folder: Path,
+    built: _Built,
+    progress: bool,
 ) -> SearchSpace:
     """The traits' own edits, and those at the middle layers."""
     families = {"own layers": tuple(built.entries[name].edit for name in names)}
     if recipe.layers != "middle":
         middle = []
         for name in names:
-            subspace, dose = built.sources[name].subspace, built.entries[name].dose
-            layers = candidate_layers(subspace, "middle")["middle"]
-            edit = make_edit(subspace, layers, recipe.method)
+            source, dose = built.sources[name], built.entries[name].dose
+            layers = candidate_layers(source.subspace, "middle")["middle"]
+            edit = undosed_edit(
+                language_model,
+                source.pairs,
+                source.subspace,
+                layers,
+                recipe,
+                folder,
+                progress=progress,
+            )
             point = calibrate(language_model, edit, (), kl=dose, meter=built.context.meter)
             middle.append(point.factor * edit)
         families["middle layers"] = tuple(middle)
     pairs = {name: built.sources[name].pairs for name in names}
     return SearchSpace(families, pairs, recipe.scope)
-
-
-def plain_prompts(pair_set: PairSet) -> list[str]:
-    """The extract prompts of contrast pairs, in their order, without instructions."""
-    texts = {prompt.id: prompt.text for prompt in load_prompts("extract")}
-    return [texts[pair.positive.prompt_id] for pair in pair_set.pairs]
 
 
 def _portfolio(
@@ -241,7 +247,7 @@ def _portfolio(
     built: _Built,
     progress: bool,
 ) -> Portfolio:
-    space = _search_space(language_model, wanted.traits, recipe, built)
+    space = _search_space(language_model, wanted.traits, recipe, folder, built, progress)
     rewards = [
         default_reward(
             language_model,

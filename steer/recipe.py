@@ -12,7 +12,8 @@ from steer.generation import Decoding
 from steer.hooks import Scope
 from steer.prompts import check_develop_left
 
-Method = Literal["mean-difference", "svd", "ccs", "probe", "two-step", "two-step-sign-safe"]
+Reading = Literal["mean-difference", "svd", "ccs", "probe", "two-step", "two-step-sign-safe"]
+Method = Reading | Literal["distilled"]
 Layers = Literal["ccs-jump", "middle", "gain"]
 
 
@@ -21,7 +22,8 @@ class Recipe:
     """How a bundle is built.
 
     Attributes:
-        method: Which edit is made of a subspace.
+        method: How a trait's edit is found: read off its subspace, or "distilled" from what the
+            instructions do to the model's next tokens (some minutes a trait and set of layers).
         layers: Which layers are edited: "ccs-jump" (CHAMELEON's rule), "middle" (a fixed window
             of the model's depth), or "gain" (both are tried, the larger gain on develop prompts
             is kept).
@@ -47,8 +49,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise InputError(f"method: expected one of {get_args(Method)}, got {self.method!r}")
+        methods = (*get_args(Reading), "distilled")
+        if self.method not in methods:
+            raise InputError(f"method: expected one of {methods}, got {self.method!r}")
         if self.layers not in get_args(Layers):
             raise InputError(f"layers: expected one of {get_args(Layers)}, got {self.layers!r}")
         for name, split in (("prompts", 300), ("develop_prompts", 100)):

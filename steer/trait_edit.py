@@ -20,18 +20,19 @@ from steer.activations import read_activations
 from steer.chat import render
 from steer.contrast import PairSet
 from steer.dose import DoseSearch, DoseTrial, reference_meter, search_dose
-from steer.edits import Edit, additive, two_step
+from steer.edits import Edit
 from steer.errors import CalibrationError, DataError
 from steer.generation import generate_batch, prompt_tokens
 from steer.likelihood import KLMeter, log_ratio
 from steer.measures import TRAIT_MEASURES
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
-from steer.recipe import Layers, Method, Recipe
+from steer.recipe import Recipe
 from steer.resources import atomic_path, content_key
-from steer.subspace import Subspace, choose_layers, fit_subspace
+from steer.subspace import Subspace, fit_subspace
 from steer.trait_entry import TraitEntry
 from steer.traits import Trait
+from steer.undosed import candidate_layers, undosed_edit
 
 # Tokens of an answer that the log-ratio reads: a trait shows early, and reading costs as much as
 # writing.
@@ -102,6 +103,8 @@ def build_trait(
     context: Context,
     pair_set: PairSet,
     subspace: Subspace,
+    *,
+    progress: bool = False,
 ) -> TraitEntry:
     """A trait's edit at its dose, with what a bundle tells of it.
 
@@ -113,6 +116,7 @@ def build_trait(
         context: From `prepare`.
         pair_set: The trait's contrast pairs.
         subspace: From `fit`.
+        progress: Show a progress bar of what is fitted when on a terminal.
 
     Raises:
         CalibrationError: If no dose leaves the answers whole.
@@ -121,7 +125,9 @@ def build_trait(
     measure = TRAIT_MEASURES.get(trait.name)
     best: tuple[Edit, DoseSearch, str] | None = None
     for rule, layers in candidate_layers(subspace, recipe.layers).items():
-        edit = make_edit(subspace, layers, recipe.method)
+        edit = undosed_edit(
+            language_model, pair_set, subspace, layers, recipe, folder, progress=progress
+        )
         search = _dose(language_model, trait, edit, recipe, folder, context)
         if best is None or search.chosen.gain > best[1].chosen.gain:
             best = (edit, search, rule)
@@ -220,48 +226,6 @@ def _read(
     with atomic_path(path) as temporary:
         save_file({str(layer): values for layer, values in read.items()}, temporary)
     return read
-
-
-def candidate_layers(subspace: Subspace, rule: Layers) -> dict[str, tuple[int, ...]]:
-    """Layer sets by the name of the rule that proposes them; several for rule "gain".
-
-    "middle" is the window from about a quarter to two thirds of the model's depth, the part of the
-    network in which mean-difference edits are reported to work best (arXiv 2312.06681).
-    """
-    losses = {index: layer.ccs.loss for index, layer in subspace.layers.items()}
-    first, last = min(losses), max(losses)
-    middle = range(first + (last - first) // 8, first + round(0.75 * (last - first)) + 1)
-    sets = {"ccs-jump": choose_layers(losses, rule="ccs-jump"), "middle": tuple(middle)}
-    return sets if rule == "gain" else {rule: sets[rule]}
-
-
-def make_edit(subspace: Subspace, layers: Sequence[int], method: Method) -> Edit:
-    """The edit of a subspace at some layers, before its dose is set.
-
-    Additive edits have the length of the mean difference at each layer, spread over the layers,
-    whatever their direction: so factor 1 is of the size of the difference between the poles.
-    """
-    chosen = {layer: subspace.layers[layer] for layer in layers}
-    if method in ("two-step", "two-step-sign-safe"):
-        # CCS's normal points to the positive pole; what is to be removed lies the other way.
-        return two_step(
-            {layer: one.theta_p[0] for layer, one in chosen.items()},
-            {layer: -one.theta_n for layer, one in chosen.items()},
-            sign_safe=method == "two-step-sign-safe",
-        )
-    directions = {
-        "mean-difference": lambda one: one.mean_difference / np.linalg.norm(one.mean_difference),
-        "svd": lambda one: one.theta_p[0],
-        "ccs": lambda one: one.theta_n,
-        "probe": lambda one: one.probe,
-    }
-    return additive(
-        {
-            layer: directions[method](one)
-            * np.float32(np.linalg.norm(one.mean_difference) / len(chosen))
-            for layer, one in chosen.items()
-        }
-    )
 
 
 def _dose(

@@ -68,7 +68,8 @@ def build(
     method: Annotated[
         str | None,
         typer.Option(
-            help="mean-difference (default), svd, ccs, probe, two-step or two-step-sign-safe."
+            help="mean-difference (default), svd, ccs, probe, two-step, two-step-sign-safe or "
+            "distilled (minutes a trait)."
         ),
     ] = None,
     layers: Annotated[

@@ -1,0 +1,246 @@
+"""An edit learnt from what instructions do to the model's own next-token distributions.
+
+A directions-in-activations edit (`steer.undosed.make_edit`) is read off the contrast pairs. This
+one is fitted: additive vectors e_l, a few thousand numbers, take the plain prompt x to where the
+instructed prompts x+ and x- point. The teacher sharpens their contrast, as logit rectification does
+(arXiv 2504.07070, s = s_base + alpha (s_expert - s_anti)),
+
+    log q(t) = log p(t | x, y) + alpha [log p(t | x+, y) - log p(t | x-, y)] + const
+
+for the next token t after the part y of an answer, and the edit minimises KL(q || p_e(. | x, y)),
+a mean over the tokens of the pairs' positive answers. The teacher needs three forward passes a
+token; the edit needs one, and no instruction. Instructions differ in how much they change, so alpha
+is not given but found: where KL(q || p(. | x, y)) is as large as asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from steer.batches import Batch, Sequences, pad, response_logits
+from steer.chat import render
+from steer.contrast import PairSet
+from steer.edits import Edit, additive
+from steer.errors import CalibrationError, InputError
+from steer.generation import prompt_tokens
+from steer.models import LanguageModel
+
+# Tokens of the teacher's distribution that are kept: nearly all of its mass.
+_KEPT = 128
+# Beyond, the contrast is noise.
+_SHARPEST = 32.0
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How an edit is fitted.
+
+    Attributes:
+        divergence: Of the teacher from the plain model, in nats per token.
+        epochs: Passes over the pairs.
+        tokens: Answers are read up to here: a trait shows early.
+        rows: Answers of a batch.
+        learning_rate: Of Adam at the start, falling to zero, in units of the residual stream.
+        seed: Of the order of the batches.
+    """
+
+    divergence: float = 0.5
+    epochs: int = 4
+    tokens: int = 64
+    rows: int = 8
+    learning_rate: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("divergence", "epochs", "tokens", "rows", "learning_rate"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise InputError(f"{name}: expected a positive number, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A batch of plain prompts with answers, and what the teacher says of each next token."""
+
+    batch: Batch
+    tokens: Tensor  # (B, R, k)
+    log_q: Tensor  # (B, R, k)
+
+
+def distill(
+    language_model: LanguageModel,
+    pairs: PairSet,
+    prompts: Sequence[str],
+    layers: Sequence[int],
+    settings: Distillation = Distillation(),  # noqa: B008  (frozen)
+    *,
+    progress: bool = False,
+) -> Edit:
+    """Fit an additive edit to the contrast between a trait's instructions.
+
+    Args:
+        language_model: The model, which must not be steered meanwhile. Its weights stay as they
+            are.
+        pairs: The trait's contrast pairs.
+        prompts: The plain prompts of the pairs, without instructions, in their order.
+        layers: 0-based decoder layers that are edited.
+        settings: How it is fitted.
+        progress: Show a progress bar when on a terminal.
+
+    Returns:
+        The edit at the scale at which it was fitted; its dose is still to be searched.
+
+    Raises:
+        InputError: If there are no pairs, numbers differ, or a layer does not exist.
+        CalibrationError: If the instructions make no difference to the model.
+    """
+    depth = len(language_model.layers)
+    if not layers or min(layers) < 0 or max(layers) >= depth:
+        raise InputError(f"expected layers in 0..{depth - 1}, got {list(layers)}")
+    if not pairs.pairs or len(prompts) != len(pairs.pairs):
+        raise InputError(f"got {len(prompts)} prompts for {len(pairs.pairs)} pairs")
+    with _frozen(language_model):
+        lessons = list(_lessons(language_model, pairs, prompts, settings))
+        vectors = torch.zeros(
+            len(layers), language_model.width, device=language_model.device, requires_grad=True
+        )
+        optimiser = torch.optim.Adam([vectors], lr=settings.learning_rate, betas=(0.9, 0.95))
+        steps = settings.epochs * len(lessons)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
+        order = np.random.default_rng(settings.seed)
+        bar = tqdm(total=steps, desc=pairs.trait, disable=None if progress else True)
+        with bar:
+            for _ in range(settings.epochs):
+                for index in order.permutation(len(lessons)).tolist():
+                    loss = _loss(language_model, lessons[index], layers, vectors)
+                    optimiser.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimiser.step()
+                    schedule.step()
+                    bar.update()
+                    bar.set_postfix(kl=f"{loss.item():.3f}")
+    fitted = vectors.detach().cpu().numpy().astype(np.float32)
+    return additive(dict(zip(layers, fitted, strict=True)))
+
+
+@contextmanager
+def _frozen(language_model: LanguageModel) -> Iterator[None]:
+    """No gradients for the weights, and afterwards as before."""
+    parameters = [p for p in language_model.model.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _lessons(
+    language_model: LanguageModel, pairs: PairSet, prompts: Sequence[str], settings: Distillation
+) -> Iterator[_Lesson]:
+    """What the teacher says of the positive answers, in batches of similar length."""
+
+    def asked(request: str) -> list[int]:
+        return prompt_tokens(language_model, render(language_model.tokenizer, request))
+
+    answers = [pair.positive.tokens[: settings.tokens] for pair in pairs.pairs]
+    plain = [asked(prompt) for prompt in prompts]
+    positive = [asked(pair.positive.request) for pair in pairs.pairs]
+    negative = [asked(pair.negative.request) for pair in pairs.pairs]
+    order = sorted(range(len(answers)), key=lambda i: len(plain[i]) + len(answers[i]))
+
+    def padded(requests: Sequence[list[int]], rows: Sequence[int]) -> Batch:
+        sequences: Sequences = [(requests[i], answers[i]) for i in rows]
+        return pad(language_model, sequences, list(range(len(rows))))
+
+    def said(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The plain model's log-probabilities, and the contrast (B, R, vocabulary)."""
+        with torch.no_grad():
+            base, more, less = (
+                response_logits(language_model, padded(requests, rows)).log_softmax(-1)
+                for requests in (plain, positive, negative)
+            )
+        return base, more - less
+
+    # Answers of every length.
+    spread = order[:: -(-len(order) // settings.rows)]
+    mask = padded(plain, spread).response_mask
+    alpha = _sharpness(*said(spread), mask, settings.divergence, pairs.trait)
+    for start in range(0, len(order), settings.rows):
+        rows = order[start : start + settings.rows]
+        base, contrast = said(rows)
+        teacher = (base + alpha * contrast).log_softmax(-1)
+        log_q, tokens = teacher.topk(min(_KEPT, teacher.shape[-1]), dim=-1)
+        yield _Lesson(padded(plain, rows), tokens, log_q)
+
+
+def _sharpness(
+    base: Tensor, contrast: Tensor, mask: Tensor, divergence: float, trait: str
+) -> float:
+    """The alpha at which the teacher has a given divergence, which grows with it."""
+
+    def reached(alpha: float) -> bool:
+        teacher = (base + alpha * contrast).log_softmax(-1)
+        each = (teacher.exp() * (teacher - base)).sum(-1)
+        return float((each * mask).sum() / mask.sum()) >= divergence
+
+    low, high = 0.0, 1.0
+    while not reached(high):
+        low, high = high, 2 * high
+        if high > _SHARPEST:
+            raise CalibrationError(
+                f"trait {trait!r}: its instructions make too little difference to the model's "
+                f"next tokens to be exaggerated to {divergence:g} nats; use clearer ones"
+            )
+    while high - low > 0.01 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def _loss(
+    language_model: LanguageModel, lesson: _Lesson, layers: Sequence[int], vectors: Tensor
+) -> Tensor:
+    """Mean KL(q || p_e) over the response's tokens."""
+    batch = lesson.batch
+    # As in generation, from the last prompt position on.
+    gate = torch.zeros(batch.ids.shape, device=vectors.device)
+    gate[:, batch.prompt_length - 1 :] = 1
+    with _added(language_model, dict(zip(layers, vectors, strict=True)), gate[..., None]):
+        log_p = response_logits(language_model, batch).log_softmax(-1)
+    each = lesson.log_q.exp() * (lesson.log_q - log_p.gather(-1, lesson.tokens))  # (B, R, k)
+    return (each.sum(-1) * batch.response_mask).sum() / batch.response_mask.sum()
+
+
+@contextmanager
+def _added(
+    language_model: LanguageModel, vectors: dict[int, Tensor], gate: Tensor
+) -> Iterator[None]:
+    """Own hooks: those of `steer.hooks` apply finished edits and let no gradient through."""
+
+    def adder(vector: Tensor) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            h = output if isinstance(output, Tensor) else output[0]
+            edited = h + (gate * vector).to(h.device, h.dtype)
+            return edited if isinstance(output, Tensor) else (edited, *output[1:])
+
+        return hook
+
+    handles = [
+        language_model.layers[layer].register_forward_hook(adder(vector))
+        for layer, vector in vectors.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
