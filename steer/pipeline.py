@@ -38,7 +38,7 @@ from steer.trait_edit import (
 )
 from steer.trait_entry import TraitEntry
 from steer.traits import Trait, load_traits
-from steer.undosed import candidate_layers, plain_prompts, undosed_edit
+from steer.undosed import candidate_layers, candidate_methods, plain_prompts, undosed_edit
 from steer.versions import versions
 
 # Below this cosine agreement a trait's differences hardly share a direction.
@@ -221,18 +221,20 @@ def _search_space(
     if recipe.layers != "middle":
         middle = []
         for name in names:
-            source, dose = built.sources[name], built.entries[name].dose
+            source, entry = built.sources[name], built.entries[name]
             layers = candidate_layers(source.subspace, "middle")["middle"]
+            (method,) = (m for m in candidate_methods(recipe.method) if m == entry.method)
             edit = undosed_edit(
                 language_model,
                 source.pairs,
                 source.subspace,
                 layers,
-                recipe,
+                method,
                 folder,
+                seed=recipe.seed,
                 progress=progress,
             )
-            point = calibrate(language_model, edit, (), kl=dose, meter=built.context.meter)
+            point = calibrate(language_model, edit, (), kl=entry.dose, meter=built.context.meter)
             middle.append(point.factor * edit)
         families["middle layers"] = tuple(middle)
     pairs = {name: built.sources[name].pairs for name in names}

@@ -14,6 +14,7 @@ from steer.prompts import check_develop_left
 
 Reading = Literal["mean-difference", "svd", "ccs", "probe", "two-step", "two-step-sign-safe"]
 Method = Reading | Literal["distilled"]
+Methods = Method | Literal["gain"]
 Layers = Literal["ccs-jump", "middle", "gain"]
 
 
@@ -22,8 +23,10 @@ class Recipe:
     """How a bundle is built.
 
     Attributes:
-        method: How a trait's edit is found: read off its subspace, or "distilled" from what the
-            instructions do to the model's next tokens (some minutes a trait and set of layers).
+        method: How a trait's edit is found: read off its subspace, "distilled" from what the
+            instructions do to the model's next tokens (some minutes a trait and set of layers), or
+            "gain" (mean difference and distilled are both tried, the larger gain on develop
+            prompts is kept).
         layers: Which layers are edited: "ccs-jump" (CHAMELEON's rule), "middle" (a fixed window
             of the model's depth), or "gain" (both are tried, the larger gain on develop prompts
             is kept).
@@ -37,7 +40,7 @@ class Recipe:
         seed: Seeds sampling, CCS and its held-out pairs.
     """
 
-    method: Method = "mean-difference"
+    method: Methods = "mean-difference"
     layers: Layers = "ccs-jump"
     prompts: int = 64
     develop_prompts: int = 40
@@ -49,7 +52,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        methods = (*get_args(Reading), "distilled")
+        methods = (*get_args(Reading), "distilled", "gain")
         if self.method not in methods:
             raise InputError(f"method: expected one of {methods}, got {self.method!r}")
         if self.layers not in get_args(Layers):

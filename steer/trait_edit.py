@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,12 @@ from steer.likelihood import KLMeter, log_ratio
 from steer.measures import TRAIT_MEASURES
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
-from steer.recipe import Recipe
+from steer.recipe import Method, Recipe
 from steer.resources import atomic_path, content_key
 from steer.subspace import Subspace, fit_subspace
 from steer.trait_entry import TraitEntry
 from steer.traits import Trait
-from steer.undosed import candidate_layers, undosed_edit
+from steer.undosed import candidate_layers, candidate_methods, undosed_edit
 
 # Tokens of an answer that the log-ratio reads: a trait shows early, and reading costs as much as
 # writing.
@@ -123,16 +124,24 @@ def build_trait(
         DataError: If what the folder holds is damaged.
     """
     measure = TRAIT_MEASURES.get(trait.name)
-    best: tuple[Edit, DoseSearch, str] | None = None
-    for rule, layers in candidate_layers(subspace, recipe.layers).items():
+    best: tuple[Edit, DoseSearch, str, Method] | None = None
+    rules = candidate_layers(subspace, recipe.layers)
+    for method, (rule, layers) in product(candidate_methods(recipe.method), rules.items()):
         edit = undosed_edit(
-            language_model, pair_set, subspace, layers, recipe, folder, progress=progress
+            language_model,
+            pair_set,
+            subspace,
+            layers,
+            method,
+            folder,
+            seed=recipe.seed,
+            progress=progress,
         )
         search = _dose(language_model, trait, edit, recipe, folder, context)
         if best is None or search.chosen.gain > best[1].chosen.gain:
-            best = (edit, search, rule)
-    assert best is not None, "there is at least one layer rule"
-    edit, search, rule = best
+            best = (edit, search, rule, method)
+    assert best is not None, "there is at least one method and one layer rule"
+    edit, search, rule, method = best
     kept = len(pair_set.pairs)
     return TraitEntry(
         name=trait.name,
@@ -141,7 +150,7 @@ def build_trait(
         negative=trait.negative.pole,
         edit=search.chosen.factor * edit,
         dose=search.chosen.kl,
-        method=recipe.method,
+        method=method,
         reliability=subspace.reliability,
         ccs_loss={index: layer.ccs.loss for index, layer in subspace.layers.items()},
         direction_norm={
@@ -238,8 +247,7 @@ def _dose(
 ) -> DoseSearch:
     """Search the dose, going on from what an earlier run tried with exactly this edit."""
     # Everything that a dose's answers hang on, but not which doses are asked for.
-    settings = asdict(recipe)
-    del settings["kls"], settings["confirm_prompts"]
+    settings = [asdict(recipe.decoding), recipe.scope, recipe.develop_prompts]
     what = [asdict(trait), settings, language_model.fingerprint.to_dict()]
     path = folder / "doses" / f"{trait.name}-{content_key(what, edit_bytes(edit))}.json"
     tried = _read_trials(path) if path.exists() else {}

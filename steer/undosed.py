@@ -19,7 +19,7 @@ from steer.edits import Edit, additive, two_step
 from steer.errors import DataError
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
-from steer.recipe import Layers, Reading, Recipe
+from steer.recipe import Layers, Method, Methods, Reading
 from steer.resources import atomic_path, content_key
 from steer.subspace import Subspace, choose_layers
 
@@ -37,14 +37,20 @@ def candidate_layers(subspace: Subspace, rule: Layers) -> dict[str, tuple[int, .
     return sets if rule == "gain" else {rule: sets[rule]}
 
 
+def candidate_methods(method: Methods) -> tuple[Method, ...]:
+    """The ways to find an edit that are tried; several for "gain"."""
+    return ("mean-difference", "distilled") if method == "gain" else (method,)
+
+
 def undosed_edit(
     language_model: LanguageModel,
     pair_set: PairSet,
     subspace: Subspace,
     layers: Sequence[int],
-    recipe: Recipe,
+    method: Method,
     folder: Path,
     *,
+    seed: int = 0,
     progress: bool = False,
 ) -> Edit:
     """The edit of a trait at some layers, before its dose is set.
@@ -54,17 +60,18 @@ def undosed_edit(
         pair_set: The trait's contrast pairs.
         subspace: From `fit`.
         layers: The layers that are edited.
-        recipe: Says which edit.
+        method: How it is found.
         folder: Work folder, where distilled edits are kept.
+        seed: Seeds what is fitted.
         progress: Show a progress bar when on a terminal.
 
     Raises:
         DataError: If what the folder holds is damaged.
         CalibrationError: If the trait's instructions make no difference to the model.
     """
-    if recipe.method != "distilled":
-        return make_edit(subspace, layers, recipe.method)
-    settings = Distillation(seed=recipe.seed)
+    if method != "distilled":
+        return make_edit(subspace, layers, method)
+    settings = Distillation(seed=seed)
     answers = [
         (pair.positive.request, pair.negative.request, pair.positive.tokens)
         for pair in pair_set.pairs

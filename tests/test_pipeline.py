@@ -14,7 +14,7 @@ from steer.activations import read_activations
 from steer.bundle import Bundle
 from steer.contrast import Answer, Pair, PairSet
 from steer.dose import DoseSearch, DoseTrial
-from steer.edits import compose
+from steer.edits import Edit, compose
 from steer.errors import DataError, InputError
 from steer.generation import Decoding
 from steer.likelihood import log_ratio
@@ -158,6 +158,40 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
     wanted = replace(wanted, size=1)  # costs no new measurements
     smaller = made().portfolio
     assert smaller is not None and smaller.candidates == portfolio.candidates
+
+
+def test_the_method_and_the_layers_with_the_largest_gain_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pairs(model: Any, trait: Trait, prompts: list[Prompt], *args: Any, **options: Any) -> Any:
+        return made_pairs(trait.name, prompts)
+
+    tried: list[Edit] = []
+
+    def dose(model: Any, trait: Trait, edit: Edit, *args: Any) -> DoseSearch:
+        tried.append(edit)
+        gain = {2: 3.0}.get(len(tried) - 1, 1.0)
+        trial = DoseTrial(0.5, 0.05, gain, 0.0, 1.0, 8)
+        return DoseSearch(trial, trial, (trial,))
+
+    monkeypatch.setattr(pipeline, "generate_pairs", pairs)
+    monkeypatch.setattr(trait_edit, "_dose", dose)
+    decoding = Decoding(max_new_tokens=6)
+    recipe = Recipe(
+        method="gain",
+        layers="gain",
+        prompts=10,
+        develop_prompts=8,
+        confirm_prompts=0,
+        decoding=decoding,
+    )
+    bundle = build(tiny("llama"), ["warmth"], recipe=recipe, work_dir=tmp_path)
+    # Both sets of layers by the mean difference, then both distilled.
+    assert len(tried) == 4
+    entry = bundle.traits["warmth"]
+    assert entry.method == "distilled" and entry.statistics["layer rule"] == "ccs-jump"
+    for layer, one in tried[2].layers.items():
+        np.testing.assert_allclose(entry.edit.layers[layer].e, 0.5 * one.e, rtol=1e-6)
 
 
 def test_a_portfolio_is_of_traits_that_are_built() -> None:

@@ -14,7 +14,7 @@ from steer.distill import Distillation, distill
 from steer.errors import DataError
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
-from steer.recipe import Recipe
+from steer.recipe import Method
 from steer.subspace import fit_subspace
 from steer.undosed import plain_prompts, undosed_edit
 from tests.models import WIDTH, tiny
@@ -36,11 +36,12 @@ SUBSPACE = fit_subspace(
     "calm",
     *({2: np.random.default_rng(seed).normal(size=(10, WIDTH)) + seed} for seed in (1, 0)),
 )
-RECIPE = Recipe(method="distilled")
 
 
-def made(model: LanguageModel, folder: Path, recipe: Recipe = RECIPE) -> np.ndarray:
-    edit = undosed_edit(model, PAIRS, SUBSPACE, [2], recipe, folder)
+def made(
+    model: LanguageModel, folder: Path, method: Method = "distilled", seed: int = 0
+) -> np.ndarray:
+    edit = undosed_edit(model, PAIRS, SUBSPACE, [2], method, folder, seed=seed)
     assert list(edit.layers) == [2]
     return edit.layers[2].e
 
@@ -57,9 +58,9 @@ def test_it_is_fitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert np.array_equal(first, expected.layers[2].e)
     assert np.array_equal(made(model, tmp_path), first)
     # Of another model, or with another seed, it is another edit.
-    for other, recipe in ((tiny(seed=1), RECIPE), (model, Recipe(method="distilled", seed=1))):
+    for other, seed in ((tiny(seed=1), 0), (model, 1)):
         with pytest.raises(AssertionError, match="fitted again"):
-            made(other, tmp_path, recipe)
+            made(other, tmp_path, seed=seed)
     (path,) = (tmp_path / "distilled").iterdir()
     path.write_bytes(path.read_bytes()[:30])
     with pytest.raises(DataError, match="not a stored edit"):
@@ -68,6 +69,6 @@ def test_it_is_fitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_other_methods_fit_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(undosed, "distill", refuse)
-    read = made(tiny(), tmp_path, Recipe())
+    read = made(tiny(), tmp_path, "mean-difference")
     np.testing.assert_allclose(read, SUBSPACE.layers[2].mean_difference, rtol=1e-5)
     assert not list(tmp_path.iterdir())

@@ -68,8 +68,8 @@ def build(
     method: Annotated[
         str | None,
         typer.Option(
-            help="mean-difference (default), svd, ccs, probe, two-step, two-step-sign-safe or "
-            "distilled (minutes a trait)."
+            help="mean-difference (default), svd, ccs, probe, two-step, two-step-sign-safe, "
+            "distilled (minutes a trait), or gain (the first or the last, as measured)."
         ),
     ] = None,
     layers: Annotated[
