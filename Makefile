@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.steer-installed
 COMPAT_STAMP := $(COMPAT)/.steer-installed
 
+# Two processes of one thread each (tests/conftest.py); a model takes some 1.5 GB in each.
+PYTEST := -m pytest -n 2 --dist worksteal
+
 # The oldest transformers line the package supports; everything else stays as constraints.txt pins it.
 COMPAT_PINS := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2
 
@@ -50,13 +53,13 @@ test: venv ## Lint, formatting, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict steer
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 test-fast: venv ## Tests that need no real model
-	$(BIN)/python -m pytest -m "not real"
+	$(BIN)/python $(PYTEST) -m "not real"
 
 test-compat: venv-compat ## The same with the oldest supported transformers
-	$(COMPAT)/bin/python -m pytest -m "not real"
+	$(COMPAT)/bin/python $(PYTEST) -m "not real"
 
 test-arena: venv-arena ## Tests of what experiments/arena runs through lm-evaluation-harness
 	$(BIN)/python -m pytest tests/test_capability.py
