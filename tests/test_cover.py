@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from steer.cover import (
@@ -79,6 +79,7 @@ def test_lemma_of_palm_on_random_instances() -> None:
 
 
 @given(st.floats(0, 0.9), st.floats(0.001, 0.6))
+@example(5e-324, 0.234375)  # the smallest number there is
 def test_levels_cover_the_unit_interval_and_are_as_many_as_the_formula(
     eps_prime: float, delta_prime: float
 ) -> None:

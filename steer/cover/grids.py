@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
@@ -106,7 +107,8 @@ def _chain(closeness: Closeness, kind: Kind) -> list[tuple[Fraction, Fraction, F
 def size_formula(closeness: Closeness) -> int:
     """Number of combined levels in one coordinate, by PALM's formula."""
     eps, delta = closeness.eps_prime, closeness.delta_prime
-    if eps == 0:
+    # Subnormal numbers have few digits, and the limit differs by less than a rounding from them.
+    if eps < sys.float_info.min:
         return math.ceil(1 / (2 * delta) - 1e-9)
     return math.ceil(math.log1p(eps / delta) / (2 * math.atanh(eps)) - 1e-9)
 
