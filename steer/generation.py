@@ -202,7 +202,7 @@ def generate_batch(
             torch.manual_seed(seed)
         rows = _segments(language_model, inputs, decoding, segment, generation_options or {})
     ends = end_tokens(language_model)
-    return [_finish(language_model, row[prompt:], ends) for row in rows]
+    return [finish(language_model, row[prompt:], ends) for row in rows]
 
 
 def _segments(
@@ -256,7 +256,8 @@ def _segments(
     return answers
 
 
-def _finish(language_model: LanguageModel, row: list[int], ends: frozenset[int]) -> Generated:
+def finish(language_model: LanguageModel, row: list[int], ends: frozenset[int]) -> Generated:
+    """An answer from the token ids of its row, cut after the first of the tokens that end it."""
     length = next((i + 1 for i, token in enumerate(row) if token in ends), None)
     tokens = row if length is None else row[:length]
     text = language_model.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -107,14 +107,24 @@ def _is_contraction(word: str) -> bool:
 
 def casual_markers(text: str) -> float:
     """Casual marks per 100 words: contractions, slang, exclamation marks, you and I."""
+    return slang_markers(text) + familiar_markers(text)
+
+
+def slang_markers(text: str) -> float:
+    """The casual marks of a chatty writer per 100 words: slang, fillers, exclamation marks."""
     found = words(text)
     if not found:
         return 0.0
-    marks = sum(
-        word in _CASUAL or _is_contraction(word) or word in ("i", "you", "your", "me", "my")
-        for word in found
-    )
-    return 100 * (marks + text.count("!")) / len(found)
+    return 100 * (sum(word in _CASUAL for word in found) + text.count("!")) / len(found)
+
+
+def familiar_markers(text: str) -> float:
+    """The casual marks of speaking to someone per 100 words: contractions, you and I."""
+    found = words(text)
+    if not found:
+        return 0.0
+    marks = sum(_is_contraction(word) or word in ("i", "you", "your", "me", "my") for word in found)
+    return 100 * marks / len(found)
 
 
 def warm_markers(text: str) -> float:

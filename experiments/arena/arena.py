@@ -1,0 +1,312 @@
+"""The peers in one run: every method on the same model, prompts and decoding, each at its best.
+
+    python experiments/arena/arena.py --data FOLDER --peer-site DIR            # hours
+    python experiments/arena/arena.py --data FOLDER --peer-site DIR --quick    # shows that it runs
+
+FOLDER holds what people prefer (people.py), DIR the peers (peers.py). Each method (contenders.py)
+has the same number of settings, strengths and layers, and answers develop prompts with all of them.
+Of those whose answers are as whole as the unsteered model's (judging.py) the one that gains most by
+a trait's search measure is the method's best. The best answer the report prompts, and are judged by
+another measure (reads.py). A method without an admissible setting gains nothing.
+
+"This engine" is the best of its methods for each trait, "best peer" the best of the others, both by
+the search. What was answered is kept in the work folder, a file a trait: the run can be killed,
+resumed, and split over processes with `--traits`; at the end one run over all writes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import arena_tables
+import numpy as np
+import peers
+import prompting
+import torch
+from answering import UNSTEERED, Setting, answer_all
+from answers import Answers, Store
+from arena_tables import BEST_PEER, ENGINE, Ratio, Row, Trial
+from contenders import MIDDLE, READINGS, Effort, Maker, Source, Workshop, within_budget
+from judging import (
+    NO_GAIN,
+    Gain,
+    coherence,
+    difference,
+    draws,
+    gain,
+    mean_gain,
+    ratio,
+    standardised,
+    values,
+)
+from reads import PAIRS, READS, People, Reads
+
+import steer
+from steer.generation import Decoding
+from steer.models import LanguageModel
+from steer.prompts import load_prompts
+from steer.resources import cache_dir
+from steer.versions import versions
+
+OURS = (*READINGS, "distilled")
+OTHERS = ("system prompt", "few-shot", "logit steering", *peers.PEERS)
+CHECKED = 3  # prompts on which a peer's own application is compared
+
+
+@dataclass(frozen=True)
+class Part:
+    """Prompts, and how they are answered."""
+
+    name: str
+    prompts: tuple[str, ...]
+    decoding: Decoding
+
+
+class Judge:
+    """Answers a part's prompts, keeping what was answered."""
+
+    def __init__(self, language_model: LanguageModel, part: Part, work_dir: Path) -> None:
+        """The unsteered model answers at once."""
+        self.part = part
+        self._model = language_model
+        self._work_dir = work_dir
+        self.unsteered = self.answers("unsteered", [UNSTEERED])[0]
+        self.coherence = coherence(part.prompts, self.unsteered)
+
+    def answers(self, name: str, settings: Sequence[Setting]) -> list[Answers]:
+        """Of settings, kept under a name."""
+        header = {
+            "model": self._model.fingerprint.to_dict(),
+            "prompts": list(self.part.prompts),
+            "decoding": asdict(self.part.decoding),
+            "versions": versions(),
+        }
+        store = Store(self._work_dir / self.part.name / f"{name}.jsonl", header)
+        part = self.part
+        return answer_all(self._model, settings, part.prompts, part.decoding, store)
+
+
+def main() -> None:
+    """Search, report, and write the tables."""
+    arguments = read_arguments()
+    torch.set_num_threads(arguments.threads)
+    model = steer.load_model(arguments.model)
+    quick, seed = arguments.quick, arguments.seed
+    effort = Effort((MIDDLE,), (0.1, 0.4), (1,), (1.0,), 8) if quick else Effort()
+    workshop = Workshop(
+        model,
+        build_dir=arguments.build_dir,
+        work_dir=arguments.work_dir,
+        effort=effort,
+        seed=seed,
+    )
+    people = People(arguments.data, seed, 100 if quick else PAIRS)
+    reads = {trait: READS[trait](model, people) for trait in arguments.traits}
+    search = Judge(model, part("develop", 16, 128, quick), arguments.work_dir)
+    trials: list[Trial] = []
+    chosen: dict[str, list[Setting]] = {}
+    checks: dict[str, int] = defaultdict(int)
+    for trait in arguments.traits:
+        source = workshop.source(trait)
+        settings = within_budget(makers(workshop, arguments.methods), source)
+        found = judged(search, trait, settings, reads[trait])
+        chosen[trait] = [s for s, one in zip(settings, found, strict=True) if one.chosen]
+        trials += found
+        for peer in peers.PEERS:
+            if peer in arguments.methods:
+                checks[peer] += unlike(workshop, source, peer, search.part.prompts[:CHECKED])
+    report = Judge(model, part("report", 100, 256, quick), arguments.work_dir)
+    drawn = draws(len(report.part.prompts), seed)
+    rows: list[Row] = []
+    gains: dict[str, dict[str, Gain]] = defaultdict(dict)  # by method and trait
+    for trait in arguments.traits:
+        mine = dict.fromkeys(arguments.methods, NO_GAIN)
+        for row, one in reported(report, trait, chosen[trait], reads[trait], drawn):
+            rows.append(row)
+            mine[row.method] = one
+        for label, members in ((ENGINE, OURS), (BEST_PEER, OTHERS)):
+            leading = leader([t for t in trials if t.trait == trait], members)
+            mine[label] = mine[leading] if leading is not None else NO_GAIN
+        for method, one in mine.items():
+            gains[method][trait] = one
+    content = {
+        "model": model.name,
+        "fingerprint": str(model.fingerprint),
+        "seed": seed,
+        "versions": versions(),
+        "peers": {name: peers.PEERS[name] for name in checks},
+        "answers of a peer's own application that differ": checks,
+        "answers compared": CHECKED * len(arguments.traits),
+        "parts": {one.part.name: described(one) for one in (search, report)},
+        "measures": {
+            trait: {"search": one.search.name, "report": one.report.name}
+            for trait, one in reads.items()
+        },
+    }
+    ratios = list(compared(gains, arguments.traits))
+    arena_tables.write(arguments.output, content, trials, rows, ratios)
+
+
+def read_arguments() -> argparse.Namespace:
+    """What the script is told."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="what people prefer (people.py)")
+    parser.add_argument("--model", default=None, help="local folder or hub id")
+    parser.add_argument("--peer-site", type=Path, help="where the peers are installed (peers.py)")
+    parser.add_argument("--build-dir", type=Path, default=cache_dir() / "build")
+    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "arena" / "peers")
+    parser.add_argument("--traits", nargs="+", choices=list(READS), default=None)
+    parser.add_argument("--methods", nargs="+", choices=(*OURS, *OTHERS), default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="only show that it runs")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "arena"
+    )
+    arguments = parser.parse_args()
+    if arguments.traits is None:
+        arguments.traits = ["brevity", "formality"] if arguments.quick else list(READS)
+    if arguments.methods is None:
+        arguments.methods = [*OURS, *OTHERS]
+    if any(peer in arguments.methods for peer in peers.PEERS):
+        if arguments.peer_site is None:
+            parser.error("the peers are installed apart: give --peer-site, or --methods without")
+        peers.check_site(arguments.peer_site)
+    if arguments.quick:
+        arguments.work_dir /= "quick"
+    return arguments
+
+
+def part(name: str, number: int, tokens: int, quick: bool) -> Part:
+    """The first prompts of a split."""
+    number, tokens = (4, 24) if quick else (number, tokens)
+    prompts = load_prompts("develop" if name == "develop" else "report")[:number]
+    return Part(name, tuple(p.text for p in prompts), Decoding(max_new_tokens=tokens))
+
+
+def makers(workshop: Workshop, methods: Sequence[str]) -> dict[str, Maker]:
+    """What gives each method's settings."""
+    effort = workshop.effort
+    known: dict[str, Maker] = {
+        **{method: partial(workshop.read_off, method=method) for method in READINGS},
+        "distilled": workshop.distilled,
+        "system prompt": prompting.system_prompts,
+        "few-shot": partial(prompting.few_shot, shots=effort.shots, seed=workshop.seed),
+        "logit steering": partial(prompting.logit_steering, alphas=effort.alphas),
+        **{peer: partial(peers.settings, workshop, peer=peer) for peer in peers.PEERS},
+    }
+    return {method: known[method] for method in methods}
+
+
+def judged(judge: Judge, trait: str, settings: Sequence[Setting], reads: Reads) -> list[Trial]:
+    """What every setting does on develop prompts, and which is its method's best."""
+    prompts = judge.part.prompts
+    base = values(reads.search, prompts, judge.unsteered).mean()
+    trials = []
+    for setting, answers in zip(settings, judge.answers(trait, settings), strict=True):
+        whole = coherence(prompts, answers)
+        mean = values(reads.search, prompts, answers).mean()
+        trials.append(
+            Trial(
+                trait=trait,
+                method=setting.method,
+                setting=setting.name,
+                gain=float(standardised(mean, base)),
+                kl=None if answers.kl is None else float(np.mean(answers.kl)),
+                admissible=whole.holds_against(judge.coherence),
+                chosen=False,
+                **asdict(whole),
+            )
+        )
+    return with_chosen(trials)
+
+
+def with_chosen(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials of a trait, with the admissible one of the largest gain of each method marked."""
+    best: dict[str, Trial] = {}
+    for trial in trials:
+        leading = best.get(trial.method)
+        if trial.admissible and (leading is None or trial.gain > leading.gain):
+            best[trial.method] = trial
+    return [trial.marked(best.get(trial.method) is trial) for trial in trials]
+
+
+def leader(trials: Sequence[Trial], methods: Sequence[str]) -> str | None:
+    """Whichever of some methods gains most on develop prompts; none if none is admissible."""
+    chosen = [trial for trial in trials if trial.chosen and trial.method in methods]
+    return max(chosen, key=lambda trial: trial.gain).method if chosen else None
+
+
+def unlike(workshop: Workshop, source: Source, peer: str, prompts: Sequence[str]) -> int:
+    """Answers that a peer's own application gives otherwise, at a middling dose."""
+    layers = workshop.layers(MIDDLE)
+    vectors = peers.trained(workshop, source, peer)
+    edit = peers.edit_of(vectors, layers)
+    factors = workshop.factors(edit, "all", workshop.effort.kls)
+    factor = list(factors.values())[len(factors) // 2]
+    return peers.differences(workshop.language_model, peer, vectors, layers, factor, prompts)
+
+
+def reported(
+    judge: Judge,
+    trait: str,
+    chosen: Sequence[Setting],
+    reads: Reads,
+    drawn: np.ndarray,
+) -> Iterator[tuple[Row, Gain]]:
+    """What each method's best does on report prompts, after the unsteered model."""
+    prompts = judge.part.prompts
+    before = values(reads.report, prompts, judge.unsteered)
+    found = judge.answers(trait, chosen)
+    every = [(UNSTEERED, judge.unsteered), *zip(chosen, found, strict=True)]
+    for setting, answers in every:
+        after = values(reads.report, prompts, answers)
+        one = gain(after, before, drawn)
+        whole = coherence(prompts, answers)
+        low, high = one.interval
+        row = Row(
+            trait=trait,
+            method=setting.method,
+            setting=setting.name,
+            value=float(after.mean()),
+            gain=one.value,
+            low=low,
+            high=high,
+            wrong_way=float((after < before).mean()),
+            tokens=float(np.mean(answers.tokens)),
+            kl=None if answers.kl is None else float(np.mean(answers.kl)),
+            extra_tokens=float(np.mean(answers.extra_tokens)),
+            passes=answers.passes,
+            holds=whole.holds_against(judge.coherence),
+            **asdict(whole),
+        )
+        yield row, one
+
+
+def compared(gains: Mapping[str, Mapping[str, Gain]], traits: Sequence[str]) -> Iterator[Ratio]:
+    """This engine and each of its methods against each peer: all traits together, then each."""
+    for ours in (ENGINE, *(method for method in OURS if method in gains)):
+        for theirs in (BEST_PEER, *(method for method in OTHERS if method in gains)):
+            pairs = [(gains[ours][trait], gains[theirs][trait]) for trait in traits]
+            mine, other = (mean_gain(column) for column in zip(*pairs, strict=True))
+            yield Ratio("all", ours, theirs, *ratio(mine, other), *difference(mine, other))
+            for trait, (a, b) in zip(traits, pairs, strict=True):
+                yield Ratio(trait, ours, theirs, *ratio(a, b), *difference(a, b))
+
+
+def described(judge: Judge) -> dict[str, object]:
+    """A part for the JSON."""
+    return {
+        "prompts": len(judge.part.prompts),
+        "decoding": asdict(judge.part.decoding),
+        "unsteered": asdict(judge.coherence),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What is read of a trait: one measure to search with, and another to report.
+
+The measure that is reported took part neither in extraction nor in the choice of settings. Each is
+scaled to [0, 1]: what earns 1 is the ceiling of the standardised gain.
+
+    trait        search                     report
+    brevity      words, 15 earn 1           sentences, 1 earns 1; both logarithmic
+    simplicity   Coleman-Liau, grade 2      probe on sentence embeddings, fitted to OneStopEnglish
+    positivity   VADER, 0.8                 probe on sentence embeddings, fitted to Positive
+                                            Psychology Frames
+    warmth       warm words, 6 in 100       probe on the middle layer's activations, fitted to the
+                                            outer quarters of Stanford politeness
+    formality    slang and exclamation      contractions, you and I, none
+                 marks, none
+
+A probe's ceiling is the upper tenth of the texts that people prefer.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# The loaders of people's preferences are one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from people import Pairs, onestop, politeness, positive_frames  # noqa: E402
+
+from steer.measures import familiar_markers, sentences, slang_markers
+from steer.models import LanguageModel
+from steer.probe_reward import SENTENCES, Encoder, ProbeReward, activation_encoder
+from steer.rewards import (
+    Range,
+    Reward,
+    TextReward,
+    length_reward,
+    readability_reward,
+    sentiment_reward,
+    warmth_reward,
+)
+
+PAIRS = 1000
+
+
+@dataclass(frozen=True)
+class People:
+    """What people prefer, to fit probes to.
+
+    Attributes:
+        data: Folder of the data sets.
+        seed: Of which pairs are drawn.
+        pairs: At most so many.
+    """
+
+    data: Path
+    seed: int
+    pairs: int = PAIRS
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The two measures of a trait."""
+
+    search: Reward
+    report: Reward
+
+
+def _probe(
+    trait: str, load: Callable[[Path, int, int], Pairs], encoder: Encoder, people: People
+) -> ProbeReward:
+    found = load(people.data, people.pairs, people.seed)
+    return ProbeReward.fitted(trait, found.better, found.worse, encoder=encoder, seed=people.seed)
+
+
+def _brevity(model: LanguageModel, people: People) -> Reads:
+    scale = Range(math.log(30), 0.0)
+    count = TextReward("sentences, 30 to 1", lambda text: math.log(sentences(text)), scale)
+    return Reads(length_reward(15, 400), count)
+
+
+def _simplicity(model: LanguageModel, people: People) -> Reads:
+    return Reads(readability_reward(), _probe("simplicity", onestop, SENTENCES, people))
+
+
+def _positivity(model: LanguageModel, people: People) -> Reads:
+    return Reads(sentiment_reward(), _probe("positivity", positive_frames, SENTENCES, people))
+
+
+def _warmth(model: LanguageModel, people: People) -> Reads:
+    encoder = activation_encoder(model)
+    return Reads(warmth_reward(), _probe("warmth", politeness, encoder, people))
+
+
+def _formality(model: LanguageModel, people: People) -> Reads:
+    return Reads(
+        TextReward("slang and exclamation marks per 100 words, 4 to 0", slang_markers, Range(4, 0)),
+        TextReward(
+            "contractions, you and I per 100 words, 10 to 0", familiar_markers, Range(10, 0)
+        ),
+    )
+
+
+READS: Mapping[str, Callable[[LanguageModel, People], Reads]] = {
+    "brevity": _brevity,
+    "simplicity": _simplicity,
+    "formality": _formality,
+    "warmth": _warmth,
+    "positivity": _positivity,
+}
+"""By trait, from the model and what people prefer."""

@@ -1,0 +1,368 @@
+"""The peers in one run: what is answered, kept, judged and compared, against hand-made numbers."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from steer.chat import render
+from steer.contrast import Answer, Pair, PairSet, instructed
+from steer.edits import additive
+from steer.errors import DataError, InputError
+from steer.generation import Decoding, generate_batch, prompt_tokens
+from steer.hooks import attach
+from steer.likelihood import mean_log_likelihood
+from steer.measures import casual_markers, familiar_markers, slang_markers
+from steer.prompts import load_prompts
+from steer.traits import Trait
+from tests.models import WIDTH, tiny
+
+ARENA = Path(__file__).parents[1] / "experiments" / "arena"
+sys.path.append(str(ARENA))
+import arena  # noqa: E402
+import arena_tables  # noqa: E402
+import prompting  # noqa: E402
+from answering import (  # noqa: E402
+    UNSTEERED,
+    Asked,
+    Edited,
+    Rectified,
+    Setting,
+    answer_all,
+    generate_rectified,
+)
+from answers import Answers, Key, Store  # noqa: E402
+from contenders import Source, dose_factors  # noqa: E402
+from judging import Coherence, coherence, difference, draws, gain, mean_gain, ratio  # noqa: E402
+from judging import values as judged_values  # noqa: E402
+
+GREEDY = Decoding(max_new_tokens=12, repetition_penalty=1.0, no_repeat_ngram_size=None)
+PROMPTS = ["Hi.", "What is a comet, and why?", "Tea?"]
+ROWS = [
+    Rectified("Be brief.", "Ramble on and on.", 0.5),
+    Rectified("Be warm.", "Be cold.", 2.0),
+    Rectified("Be brief.", "Ramble on and on.", 4.0),
+]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny("llama")
+
+
+def logits_after(language_model, text, answer):
+    ids = torch.tensor([prompt_tokens(language_model, text) + answer])
+    with torch.no_grad():
+        return language_model.model(input_ids=ids, use_cache=False).logits[0, -1]
+
+
+def rectified_plainly(language_model, prompt, row, steps, penalty=1.0):
+    """One answer, a token at a time, without a batch and without a cache."""
+    asked = (prompt, instructed(prompt, row.positive), instructed(prompt, row.negative))
+    texts = [render(language_model.tokenizer, text) for text in asked]
+    answer = []
+    for _ in range(steps):
+        base, more, less = (logits_after(language_model, text, answer) for text in texts)
+        scores = base + row.alpha * (more.log_softmax(-1) - less.log_softmax(-1))
+        for token in set(answer):
+            factor = penalty if scores[token] < 0 else 1 / penalty
+            scores[token] = scores[token] * factor
+        answer.append(int(scores.argmax()))
+        if answer[-1] == language_model.model.generation_config.eos_token_id:
+            break
+    return answer
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_logit_steering_is_a_plain_loop(llama, penalty):
+    decoding = Decoding(max_new_tokens=12, repetition_penalty=penalty, no_repeat_ngram_size=None)
+    answers = generate_rectified(llama, ROWS, PROMPTS, decoding)
+    for prompt, row, answer in zip(PROMPTS, ROWS, answers, strict=True):
+        assert list(answer.tokens) == rectified_plainly(llama, prompt, row, 12, penalty)
+
+
+def test_rows_that_end_leave():
+    """At different steps, over more than one segment."""
+    model = tiny("llama")
+    decoding = Decoding(max_new_tokens=70, repetition_penalty=1.2, no_repeat_ngram_size=None)
+    free = generate_rectified(model, ROWS, PROMPTS, decoding)
+    end = next(t for t in free[0].tokens[:20] if t not in free[1].tokens[:40])
+    model.model.generation_config.eos_token_id = end
+    answers = generate_rectified(model, ROWS, PROMPTS, decoding)
+    assert answers[0].ended and len(answers[0].tokens) < 32 < len(answers[1].tokens)
+    for prompt, row, answer in zip(PROMPTS, ROWS, answers, strict=True):
+        assert list(answer.tokens) == rectified_plainly(model, prompt, row, 70, 1.2)
+
+
+def test_without_a_contrast_nothing_changes(llama):
+    decoding = Decoding(max_new_tokens=40)
+    none = [Rectified("Be brief.", "Ramble on.", 0.0)] * len(PROMPTS)
+    texts = [render(llama.tokenizer, prompt) for prompt in PROMPTS]
+    plain = generate_batch(llama, texts, decoding)
+    assert generate_rectified(llama, none, PROMPTS, decoding) == plain
+
+
+def test_logit_steering_is_greedy(llama):
+    with pytest.raises(InputError, match="greedily"):
+        generate_rectified(llama, ROWS, PROMPTS, Decoding(do_sample=True))
+
+
+def pair(number, positive, negative="No."):
+    def answer(pole, text):
+        return Answer(f"extract-{number:03d}", pole, "request", text, (5, 6))
+
+    return Pair(answer("positive", positive), answer("negative", negative))
+
+
+TRAIT = Trait("calm", ["Be calm.", "Stay cool."], ["Panic.", "Be hectic."])
+SOURCE = Source(TRAIT, PairSet("calm", (pair(1, "Yes. And th"), pair(2, "Fine!")), {}), None)
+
+
+def test_system_prompts(llama):
+    settings = list(prompting.system_prompts(SOURCE))
+    assert len({setting.key for setting in settings}) == len(settings) == 6
+    chats = {setting.name: setting.how.chat("Hi.") for setting in settings}
+    assert render(llama.tokenizer, chats["instruction 1, system message"]) == (
+        "<s>[system] Be calm. [user] Hi. [assistant] "
+    )
+    assert render(llama.tokenizer, chats["all instructions, user message"]) == (
+        "<s>[user] Hi.\n\nBe calm. Stay cool. [assistant] "
+    )
+
+
+def test_few_shot():
+    prompts = {prompt.id: prompt.text for prompt in load_prompts("extract")}
+    turns = {(prompts["extract-001"], "Yes."), (prompts["extract-002"], "Fine!")}
+    for setting in prompting.few_shot(SOURCE, (1, 2), seed=0):
+        chat = setting.how.chat("Hi.")
+        shots = int(setting.name[0])
+        assert chat[-1] == {"role": "user", "content": "Hi."} and len(chat) == 2 * shots + 1
+        asked = [message["content"] for message in chat[:-1:2]]
+        shown = [message["content"] for message in chat[1:-1:2]]
+        assert set(zip(asked, shown, strict=True)) <= turns
+
+
+def test_whole_sentences():
+    assert prompting.whole_sentences('He said "No." Then he w') == 'He said "No."'
+    assert prompting.whole_sentences("3.5 of them") == ""
+
+
+def test_logit_steering_settings():
+    settings = list(prompting.logit_steering(SOURCE, (0.5, 2.0)))
+    assert [(s.how.positive, s.how.alpha) for s in settings] == [
+        ("Be calm.", 0.5),
+        ("Be calm.", 2.0),
+        ("Stay cool.", 0.5),
+        ("Stay cool.", 2.0),
+    ]
+
+
+# --- kept answers -------------------------------------------------------------------------------
+
+KEY = Key("calm", "CCS", "layers 1-2, 0.1 nats per token", "abc")
+ANSWERS = Answers(("a", "b"), (1, 2), (-0.5, -1.0), (0.1, 0.2), (0, 0), 1)
+
+
+def test_the_store_resumes(tmp_path):
+    path, header = tmp_path / "a.jsonl", {"model": "tiny", "prompts": ("x", "y")}
+    Store(path, header).add({KEY: ANSWERS})
+    half = path.read_text() + '{"key": {"tr'  # a kill
+    path.write_text(half)
+    store = Store(path, header)
+    assert store.known == {KEY: ANSWERS}
+    plain = Answers(("c", "d"), (1, 1), (-1.0, -1.0), None, (3, 4), 3)
+    other = Key("calm", "few-shot", "1 shot", "def")
+    store.add({other: plain})
+    assert Store(path, header).known == {KEY: ANSWERS, other: plain}
+
+
+def test_the_store_refuses_other_settings(tmp_path):
+    path = tmp_path / "a.jsonl"
+    Store(path, {"model": "tiny", "prompts": ["x"]})
+    with pytest.raises(DataError, match=r"other settings \(prompts differ\)"):
+        Store(path, {"model": "tiny", "prompts": ["y"]})
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", '{"key": {}, "answers": {}}'])
+def test_the_store_refuses_damage(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    Store(path, {})
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(DataError, match="delete"):
+        Store(path, {})
+
+
+def test_answers_of_different_lengths():
+    with pytest.raises(DataError, match="one length"):
+        Answers(("a", "b"), (1,), (-0.5, -1.0), None, (0, 0), 1)
+
+
+def test_all_kinds_are_answered_once(llama, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    edit = additive({1: rng.standard_normal(WIDTH).astype(np.float32)})
+    settings = [
+        UNSTEERED,
+        Setting("calm", "CCS", "response", Edited(edit, "response")),
+        Setting("calm", "repeng", "all", Edited(edit, "all")),
+        Setting("calm", "system prompt", "1", Asked(instruction="Be calm.")),
+        Setting("calm", "logit steering", "1", ROWS[0]),
+    ]
+    found = answer_all(llama, settings, PROMPTS, GREEDY, Store(tmp_path / "a.jsonl", {}))
+    texts = [render(llama.tokenizer, prompt) for prompt in PROMPTS]
+    plain = generate_batch(llama, texts, GREEDY)
+    assert found[0].texts == tuple(answer.text for answer in plain)
+    for one, scope in ((found[1], "response"), (found[2], "all")):
+        with attach(llama).steer(edit, scope=scope):
+            alone = generate_batch(llama, texts, GREEDY)
+        assert one.texts == tuple(answer.text for answer in alone)
+        assert all(kl > 0 for kl in one.kl)
+        sequences = [
+            (prompt_tokens(llama, text), answer.tokens)
+            for text, answer in zip(texts, alone, strict=True)
+        ]
+        expected = mean_log_likelihood(llama, sequences)
+        np.testing.assert_allclose(one.log_likelihood, expected, rtol=1e-4)
+    assert found[0].kl is found[3].kl is found[4].kl is None
+    asked = render(llama.tokenizer, instructed(PROMPTS[0], "Be calm."))
+    more = len(prompt_tokens(llama, asked)) - len(prompt_tokens(llama, texts[0]))
+    assert found[3].extra_tokens == (more,) * 3 and more > 0
+    assert [one.passes for one in found] == [1, 1, 1, 1, 3]
+    monkeypatch.setattr("answering._answer", None)  # nothing is answered again
+    again = answer_all(llama, settings, PROMPTS, GREEDY, Store(tmp_path / "a.jsonl", {}))
+    assert again == found
+
+
+# --- judging ------------------------------------------------------------------------------------
+
+
+def trial(method, setting, gain, admissible=True):
+    return arena_tables.Trial(
+        "calm", method, setting, gain, None, 0.0, 0.0, 1.0, 1.0, -0.5, admissible, False
+    )
+
+
+def test_equal_coherence():
+    base = Coherence(0.10, 0.0, 0.9, 0.8, -0.5)
+    assert base.holds_against(base)
+    assert Coherence(0.15, 0.0, 0.5, 0.7, -1.5).holds_against(base)
+    assert not Coherence(0.16, 0.0, 0.9, 0.8, -0.5).holds_against(base)
+    assert not Coherence(0.10, 0.0, 0.9, 0.69, -0.5).holds_against(base)
+    assert not Coherence(0.10, 0.0, 0.9, 0.8, -1.51).holds_against(base)
+
+
+def test_coherence_of_answers():
+    texts = ("A comet is a ball of ice and dust.", "no " * 40, "\ufffd\ufffd", "Comets are icy.")
+    answers = Answers(texts, (9, 40, 2, 4), (-1.0, -0.1, -5.0, -0.9), None, (0,) * 4, 1)
+    found = coherence(["What is a comet?"] * 4, answers)
+    assert (found.incoherent, found.broken) == (0.5, 0.25)
+    assert found.log_likelihood == pytest.approx(-1.75)
+
+
+class Ones:
+    name = "one"
+
+    def __call__(self, prompts, responses):
+        return np.ones(len(responses))
+
+
+def test_incoherent_answers_earn_nothing():
+    answers = Answers(("A fine day.", "no " * 40), (3, 40), (-1.0, -0.1), None, (0, 0), 1)
+    assert judged_values(Ones(), ["x", "y"], answers).tolist() == [1.0, 0.0]
+
+
+def test_the_best_admissible_setting_is_chosen():
+    trials = [
+        trial("CCS", "1", 0.2),
+        trial("CCS", "2", 0.4),
+        trial("CCS", "3", 0.9, admissible=False),
+        trial("SVD", "1", 0.3),
+        trial("few-shot", "1", 0.8, admissible=False),
+    ]
+    marked = arena.with_chosen(trials)
+    assert [t.setting for t in marked if t.chosen and t.method == "CCS"] == ["2"]
+    assert not any(t.chosen for t in marked if t.method == "few-shot")
+    assert arena.leader(marked, ("SVD", "CCS", "few-shot")) == "CCS"
+    assert arena.leader(marked, ("few-shot",)) is None
+
+
+def test_gains_and_ratios():
+    unsteered = np.array([0.2, 0.2, 0.4, 0.0])  # headroom 0.8
+    ours, theirs = unsteered + 0.4, unsteered + np.array([0.1, 0.3, 0.2, 0.2])
+    drawn = draws(4, seed=0)
+    a, b = gain(ours, unsteered, drawn), gain(theirs, unsteered, drawn)
+    assert (a.value, b.value) == pytest.approx((0.5, 0.25))
+    value, low, high = ratio(a, b)
+    assert value == pytest.approx(2.0) and 1 < low < 2 < high
+    # Where all prompts gain alike, headroom cancels.
+    assert ratio(a, a) == pytest.approx((1.0, 1.0, 1.0))
+    assert difference(a, b)[0] == pytest.approx(0.25)
+    assert mean_gain([a, b]).value == pytest.approx(0.375)
+    assert ratio(a, arena.NO_GAIN) == (np.inf, np.inf, np.inf)
+    assert ratio(arena.NO_GAIN, a) == (0.0, 0.0, 0.0)
+
+
+def test_no_headroom_no_gain():
+    full = np.ones(4)
+    assert gain(full, full, draws(4, seed=0)).value == 0.0
+
+
+def test_dose_factors():
+    found = dose_factors(lambda factor: 0.3 * factor**2, (0.05, 0.2, 0.8))
+    for kl, factor in found.items():
+        assert 0.3 * factor**2 == pytest.approx(kl)
+    # One that saturates never reaches a large dose.
+    assert set(dose_factors(lambda factor: min(0.1 * factor, 0.3), (0.05, 0.2, 0.8))) == {0.05, 0.2}
+
+
+def test_the_two_parts_of_casual_marks():
+    text = "Hey, I don't really know! You're cool, okay? My mom would, though."
+    assert slang_markers(text) > 0 and familiar_markers(text) > 0
+    assert casual_markers(text) == pytest.approx(slang_markers(text) + familiar_markers(text))
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def test_the_frontier():
+    points = [(5.0, 0.9), (0.0, 0.1), (0.0, 0.3), (2.0, 0.2), (3.0, 0.5)]
+    assert arena_tables.frontier(points) == [(0.0, 0.3), (3.0, 0.5), (5.0, 0.9)]
+
+
+def test_tables_and_pictures(tmp_path):
+    trials = arena.with_chosen(
+        [trial("CCS", "1", 0.2), trial("CCS", "2", 0.4), trial("few-shot", "1", 0.1, False)]
+    )
+    row = arena_tables.Row(
+        "calm", "CCS", "2", 0.6, 0.4, 0.3, 0.5, 0.0, 9.0, 0.1, 0.0, 1,
+        0.0, 0.0, 1.0, 1.0, -0.5, True,
+    )  # fmt: skip
+    unsteered = np.array([0.2, 0.2, 0.4, 0.0])
+    one = gain(unsteered + 0.4, unsteered, draws(4, seed=0))
+    names = (arena_tables.ENGINE, "CCS")
+    gains = {name: {"calm": one} for name in names}
+    gains |= {name: {"calm": arena.NO_GAIN} for name in (arena_tables.BEST_PEER, "few-shot")}
+    part = {
+        "prompts": 4,
+        "decoding": {"max_new_tokens": 24},
+        "unsteered": {"incoherent": 0.0, "relevant": 1.0, "log_likelihood": -0.5},
+    }
+    content = {
+        "model": "tiny",
+        "seed": 0,
+        "answers of a peer's own application that differ": {"repeng": 0},
+        "answers compared": 3,
+        "parts": {"develop": part, "report": part},
+        "measures": {"calm": {"search": "x", "report": "y"}},
+    }
+    ratios = list(arena.compared(gains, ["calm"]))
+    arena_tables.write(tmp_path, content, trials, [row], ratios)
+    text = (tmp_path / "arena.md").read_text()
+    assert "| CCS | 2 | +0.40 | +0.40 (+0.30 to +0.50) | 0%" in text
+    assert "| few-shot | none of 1 admissible |" in text
+    assert "| this engine | inf (inf to inf) | inf (inf to inf) |" in text
+    assert json.loads((tmp_path / "arena.json").read_text())["ratios"][0]["ratio"] == "inf"
+    for name in ("arena_calm", "arena_gains"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
