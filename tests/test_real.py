@@ -19,7 +19,7 @@ import steer
 from steer.chat import render
 from steer.edits import Edit
 from steer.errors import BundleError, FingerprintError, WeightsError
-from steer.generation import Decoding, _finish, encode, end_tokens
+from steer.generation import Decoding, encode, end_tokens, finish
 from steer.hooks import attach
 from steer.measures import TRAIT_MEASURES, is_coherent
 from steer.packaged import packaged_model_dir
@@ -127,7 +127,7 @@ def test_a_character_cut_at_the_limit_is_left_out(steerer: Steerer) -> None:
     cut = next(
         n for n in range(len(tokens)) if model.tokenizer.decode(tokens[:n]).endswith("\ufffd")
     )
-    answer = _finish(model, tokens[:cut], end_tokens(model))
+    answer = finish(model, tokens[:cut], end_tokens(model))
     assert (answer.text, answer.ended) == ("Good night", False)
 
 
