@@ -120,27 +120,35 @@ def build_trait(
         progress: Show a progress bar of what is fitted when on a terminal.
 
     Raises:
-        CalibrationError: If no dose leaves the answers whole.
+        CalibrationError: If no dose of any edit that is tried leaves the answers whole.
         DataError: If what the folder holds is damaged.
     """
     measure = TRAIT_MEASURES.get(trait.name)
     best: tuple[Edit, DoseSearch, str, Method] | None = None
+    refused: CalibrationError | None = None
     rules = candidate_layers(subspace, recipe.layers)
     for method, (rule, layers) in product(candidate_methods(recipe.method), rules.items()):
-        edit = undosed_edit(
-            language_model,
-            pair_set,
-            subspace,
-            layers,
-            method,
-            folder,
-            seed=recipe.seed,
-            progress=progress,
-        )
-        search = _dose(language_model, trait, edit, recipe, folder, context)
+        try:
+            edit = undosed_edit(
+                language_model,
+                pair_set,
+                subspace,
+                layers,
+                method,
+                folder,
+                seed=recipe.seed,
+                progress=progress,
+            )
+            search = _dose(language_model, trait, edit, recipe, folder, context)
+        except CalibrationError as error:
+            # Another method or other layers may do.
+            refused = error
+            continue
         if best is None or search.chosen.gain > best[1].chosen.gain:
             best = (edit, search, rule, method)
-    assert best is not None, "there is at least one method and one layer rule"
+    if best is None:
+        assert refused is not None, "there is at least one method and one layer rule"
+        raise refused
     edit, search, rule, method = best
     kept = len(pair_set.pairs)
     return TraitEntry(

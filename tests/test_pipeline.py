@@ -15,7 +15,7 @@ from steer.bundle import Bundle
 from steer.contrast import Answer, Pair, PairSet
 from steer.dose import DoseSearch, DoseTrial
 from steer.edits import Edit, compose
-from steer.errors import DataError, InputError
+from steer.errors import CalibrationError, DataError, InputError
 from steer.generation import Decoding
 from steer.likelihood import log_ratio
 from steer.pipeline import build
@@ -167,10 +167,13 @@ def test_the_method_and_the_layers_with_the_largest_gain_are_kept(
         return made_pairs(trait.name, prompts)
 
     tried: list[Edit] = []
+    refused = {1}
 
     def dose(model: Any, trait: Trait, edit: Edit, *args: Any) -> DoseSearch:
         tried.append(edit)
-        gain = {2: 3.0}.get(len(tried) - 1, 1.0)
+        if len(tried) in refused:
+            raise CalibrationError("no dose")
+        gain = 3.0 if len(tried) == 3 else 1.0
         trial = DoseTrial(0.5, 0.05, gain, 0.0, 1.0, 8)
         return DoseSearch(trial, trial, (trial,))
 
@@ -192,6 +195,10 @@ def test_the_method_and_the_layers_with_the_largest_gain_are_kept(
     assert entry.method == "distilled" and entry.statistics["layer rule"] == "ccs-jump"
     for layer, one in tried[2].layers.items():
         np.testing.assert_allclose(entry.edit.layers[layer].e, 0.5 * one.e, rtol=1e-6)
+    tried.clear()
+    refused = {1, 2, 3, 4}
+    with pytest.raises(CalibrationError, match="no dose"):
+        build(tiny("llama"), ["warmth"], recipe=recipe, work_dir=tmp_path)
 
 
 def test_a_portfolio_is_of_traits_that_are_built() -> None:
