@@ -16,7 +16,6 @@ the entry of the bundle's portfolio that a request for that trait alone is route
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +29,6 @@ from timing import without_folder
 from tqdm import tqdm
 
 import steer
-from steer.edits import Edit
 from steer.generation import Decoding
 from steer.measures import TRAIT_MEASURES, is_broken, is_looping
 from steer.prompts import load_prompts
@@ -86,7 +84,7 @@ def answer_all(
     weights = None if setting == UNSTEERED else {setting: 1.0}
     made_by = {
         "fingerprint": str(steerer.language_model.fingerprint),
-        "edit": digest(steerer.resolve(weights, compose=not arguments.routed)),
+        "edit": steerer.resolve(weights, compose=not arguments.routed).digest,
         "decoding": asdict(decoding),
         "prompts": len(prompts),
     }
@@ -105,14 +103,6 @@ def answer_all(
     with atomic_path(path) as temporary:
         lines = [made_by, *sorted(rows, key=row_id)]
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def digest(edit: Edit) -> str:
-    """A name for what an edit does."""
-    parts = (
-        part for layer in edit.layers.values() for part in (layer.e, layer.v, layer.u, layer.c)
-    )
-    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
 def row_id(row: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ NumPy; nothing here knows a model.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -82,6 +83,10 @@ class LayerEdit:
         scale = np.float32(factor)
         return LayerEdit(scale * self.e, self.v, self.u, scale * self.c, self.relu)
 
+    def is_zero(self) -> bool:
+        """Whether the edit changes nothing, whatever x is."""
+        return not self.e.any() and not (self.c * self.u).any()
+
     def apply(self, x: Array) -> Array:
         """Edit activations (..., d): the plain formula, for reading and for tests."""
         projection = x @ self.v
@@ -137,9 +142,18 @@ class Edit:
 
     def is_zero(self) -> bool:
         """Whether the edit changes nothing, whatever x is."""
-        return all(
-            not layer.e.any() and not (layer.c * layer.u).any() for layer in self.layers.values()
-        )
+        return all(layer.is_zero() for layer in self.layers.values())
+
+    @property
+    def digest(self) -> str:
+        """A name (SHA-256) for what the edit does, in which layers that do nothing do not count."""
+        content = hashlib.sha256()
+        for index, layer in self.layers.items():
+            if not layer.is_zero():
+                content.update(f"{index} {layer.width} {layer.rank}\n".encode())
+                for array in (layer.e, layer.v, layer.u * layer.c, layer.relu):
+                    content.update(array.tobytes())
+        return content.hexdigest()
 
 
 ZERO = Edit({})

@@ -6,7 +6,6 @@ evaluation is one line of a JSON Lines file, so a search that was killed goes on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -197,18 +196,10 @@ class Evaluator:
         return {evaluation.candidate: evaluation for evaluation in known}
 
     def _header(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for name, edits in sorted(self.families.items()):
-            for edit in edits:
-                digest.update(name.encode())
-                for index, layer in edit.layers.items():
-                    digest.update(str(index).encode())
-                    for array in (layer.e, layer.v, layer.u, layer.c, layer.relu):
-                        digest.update(array.tobytes())
         header = {
             "format": FORMAT,
             "model": self._model.fingerprint.to_dict(),
-            "edits": digest.hexdigest(),
+            "edits": {name: [e.digest for e in edits] for name, edits in self.families.items()},
             "prompts": list(self.prompts),
             "rewards": [repr(reward.name) for reward in self.rewards],
             "decoding": asdict(self._decoding),

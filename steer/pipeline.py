@@ -32,7 +32,6 @@ from steer.subspace import Subspace
 from steer.trait_edit import (
     Context,
     build_trait,
-    edit_bytes,
     fit,
     prepare,
 )
@@ -263,7 +262,7 @@ def _portfolio(
     # What measurements hang on, but not what is made of them: another size costs no new ones.
     names = [reward.name for reward in rewards]
     asked = [wanted.traits, names, wanted.prompts, asdict(wanted.decoding), recipe.seed]
-    mixed = b"".join(edit_bytes(edit) for edits in space.families.values() for edit in edits)
+    mixed = [edit.digest for edits in space.families.values() for edit in edits]
     (folder / "portfolios").mkdir(parents=True, exist_ok=True)
     return precompute(
         language_model,
@@ -271,7 +270,7 @@ def _portfolio(
         rewards,
         [prompt.text for prompt in load_prompts("develop")],
         wanted,
-        path=folder / "portfolios" / f"{content_key(asked, mixed)}.jsonl",
+        path=folder / "portfolios" / f"{content_key([asked, mixed])}.jsonl",
         scope=space.scope,
         seed=recipe.seed,
         progress=progress,

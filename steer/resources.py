@@ -28,15 +28,13 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "steer"
 
 
-def content_key(what: Any, data: bytes = b"") -> str:
+def content_key(what: Any) -> str:
     """Sixteen digits that name a file by what its content hangs on.
 
     Args:
         what: Plain JSON values, in which the order of keys does not count.
-        data: Anything else.
     """
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode() + data)
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager

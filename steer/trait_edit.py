@@ -40,14 +40,6 @@ from steer.undosed import candidate_layers, candidate_methods, undosed_edit
 _JUDGED = 128
 
 
-def edit_bytes(edit: Edit) -> bytes:
-    """What tells an edit from others."""
-    return b"".join(
-        layer.e.tobytes() + (layer.u * layer.c).tobytes() + str(index).encode()
-        for index, layer in edit.layers.items()
-    )
-
-
 @dataclass(frozen=True)
 class Context:
     """What all traits share: develop prompts, the unsteered answers, the divergence meter."""
@@ -256,8 +248,8 @@ def _dose(
     """Search the dose, going on from what an earlier run tried with exactly this edit."""
     # Everything that a dose's answers hang on, but not which doses are asked for.
     settings = [asdict(recipe.decoding), recipe.scope, recipe.develop_prompts]
-    what = [asdict(trait), settings, language_model.fingerprint.to_dict()]
-    path = folder / "doses" / f"{trait.name}-{content_key(what, edit_bytes(edit))}.json"
+    what = [asdict(trait), edit.digest, settings, language_model.fingerprint.to_dict()]
+    path = folder / "doses" / f"{trait.name}-{content_key(what)}.json"
     tried = _read_trials(path) if path.exists() else {}
     measure = TRAIT_MEASURES.get(trait.name)
 

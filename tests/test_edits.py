@@ -254,3 +254,28 @@ def test_other_errors():
         two_step({0: ones(D)}, {0: 0 * ones(D)})
     with pytest.raises(InputError, match=r"1 edits and 2 weights"):
         compose([ZERO], [1.0, 2.0])
+
+
+@given(edits(), factors)
+def test_equal_edits_have_one_digest(edit, factor):
+    assert (factor * edit).digest == (factor * Edit(dict(edit.layers))).digest
+    assert (0.0 * edit).digest == ZERO.digest
+    assert (edit + 0.0 * additive({7: X[0]})).digest == edit.digest
+
+
+def test_what_an_edit_does_tells_its_digest_from_others():
+    p, n = {1: X[0], 2: X[1]}, {1: X[2], 2: X[3]}
+    plain, sign_safe = two_step(p, n, beta=0.0), two_step(p, n, beta=0.0, sign_safe=True)
+    # Additive parts and what is written are alike: only phi differs.
+    for layer in p:
+        np.testing.assert_allclose(
+            plain.layers[layer].u * plain.layers[layer].c,
+            sign_safe.layers[layer].u * sign_safe.layers[layer].c,
+            atol=1e-6,
+        )
+    swapped = {
+        layer: dataclasses.replace(one, v=one.v[:, ::-1]) for layer, one in plain.layers.items()
+    }
+    every = [plain, sign_safe, Edit(swapped), 2.0 * plain, -plain, additive(p), additive(n)]
+    every += [additive({2: X[0], 3: X[1]}), additive({1: X[0]}), ZERO]
+    assert len({edit.digest for edit in every}) == len(every)

@@ -37,7 +37,6 @@ from steer.kvcache import growing_cache
 from steer.likelihood import divergence, mean_log_likelihood
 from steer.models import LanguageModel
 from steer.resources import content_key
-from steer.trait_edit import edit_bytes
 
 ROWS = 96
 # Rows that have ended leave after so many steps.
@@ -54,7 +53,7 @@ class Edited:
     @property
     def digest(self) -> str:
         """What tells it from others."""
-        return content_key(["edited", self.scope], edit_bytes(self.edit))
+        return content_key(["edited", self.scope, self.edit.digest])
 
 
 @dataclass(frozen=True)

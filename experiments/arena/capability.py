@@ -34,7 +34,7 @@ from palm.figures import panels, save  # noqa: E402
 from timing import without_folder  # noqa: E402
 
 import steer  # noqa: E402
-from steer.edits import ZERO, Edit  # noqa: E402
+from steer.edits import Edit  # noqa: E402
 from steer.hooks import Scope  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.resources import atomic_path, cache_dir, content_key  # noqa: E402
@@ -166,7 +166,7 @@ def measure(
     """What each document earns under an edit, measured or found in the work folder."""
     made_by = {
         "model": language_model.fingerprint.to_dict(),
-        "edit": digest(edit),
+        "edit": edit.digest,
         "scope": scope if not edit.is_zero() else None,
         "task": {"name": task.name, "settings": task.settings, "metrics": task.metrics},
         "documents": content_key(documents),
@@ -191,19 +191,6 @@ def measure(
     content = json.loads(path.read_text(encoding="utf-8"))
     kept = {metric: np.array(values, float) for metric, values in content["items"].items()}
     return Measured(kept, content["seconds"])
-
-
-def digest(edit: Edit) -> str:
-    """A name for what an edit does."""
-    if edit.is_zero():
-        edit = ZERO
-    arrays = [
-        array
-        for layer in edit.layers.values()
-        for array in (layer.e, layer.v, layer.u, layer.c, layer.relu)
-    ]
-    shapes = {index: layer.v.shape for index, layer in edit.layers.items()}
-    return content_key(shapes, b"".join(array.tobytes() for array in arrays))
 
 
 def arena_versions() -> dict[str, str]:

@@ -34,7 +34,7 @@ from steer.prompts import load_prompts
 from steer.recipe import Reading, Recipe
 from steer.resources import atomic_path, content_key
 from steer.subspace import Subspace
-from steer.trait_edit import edit_bytes, fit
+from steer.trait_edit import fit
 from steer.traits import Trait, load_traits
 from steer.undosed import make_edit, undosed_edit
 
@@ -181,7 +181,7 @@ class Workshop:
     def factors(self, edit: Edit, scope: Scope, kls: Sequence[float]) -> dict[float, float]:
         """By dose, what to multiply the edit by: found once, then kept."""
         fingerprint = self.language_model.fingerprint.to_dict()
-        key = content_key([list(kls), scope, METERED, fingerprint], edit_bytes(edit))
+        key = content_key([list(kls), scope, METERED, fingerprint, edit.digest])
         path = self.work_dir / "factors" / f"{key}.json"
         if not path.exists():
             meter = self._meter(scope)
