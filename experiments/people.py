@@ -15,13 +15,16 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from steer.measures import words
+
+_ALL = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,20 @@ class Pairs:
     better: tuple[str, ...]
     worse: tuple[str, ...]
     groups: tuple[int, ...]
+
+
+def for_fitting(data: Pairs) -> Pairs:
+    """The pairs that probes are fitted to."""
+    return part(data, 0, _cut(data))
+
+
+def for_judging(data: Pairs) -> Pairs:
+    """The pairs that probes are judged on."""
+    return part(data, _cut(data))
+
+
+def _cut(data: Pairs) -> int:
+    return 2 * len(data.better) // 3
 
 
 def part(data: Pairs, start: int, stop: int | None = None) -> Pairs:
@@ -124,3 +141,10 @@ def harmless(data: Path, number: int, seed: int) -> Pairs:
         if chosen and rejected and chosen != rejected:
             pairs.append((chosen, rejected, group))
     return shuffled("HH-RLHF harmless, last answers", pairs, number, seed)
+
+
+FITTED_TO: Mapping[str, Callable[[Path, int], Pairs]] = {
+    "positivity": lambda data, seed: positive_frames(data, _ALL, seed),
+    "warmth": lambda data, seed: politeness(data, _ALL, seed),
+}
+"""By trait of a packaged probe, all pairs of its data, from the folder and a seed."""

@@ -32,8 +32,9 @@ import steer
 from steer.generation import Decoding
 from steer.measures import TRAIT_MEASURES, is_broken, is_looping
 from steer.prompts import load_prompts
-from steer.relevance import THRESHOLD, embed, relevance
+from steer.relevance import THRESHOLD, relevance
 from steer.resources import atomic_path
+from steer.sentence_encoder import embed
 from steer.steerer import DEFAULT_BUNDLE, Steerer
 from steer.versions import versions
 

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from steer.bundle import Bundle
 from steer.contrast import SAMPLING, PairSet, generate_pairs
+from steer.default_rewards import default_reward
+from steer.distill import Distillation
 from steer.dose import calibrate
 from steer.edits import Edit
 from steer.errors import InputError, LowReliabilityWarning
@@ -27,7 +29,6 @@ from steer.precompute import PortfolioRecipe, precompute
 from steer.prompts import load_prompts
 from steer.recipe import Recipe
 from steer.resources import cache_dir, content_key
-from steer.rewards import default_reward
 from steer.subspace import Subspace
 from steer.trait_edit import (
     Context,
@@ -230,7 +231,7 @@ def _search_space(
                 layers,
                 method,
                 folder,
-                seed=recipe.seed,
+                distillation=Distillation(seed=recipe.seed),
                 progress=progress,
             )
             point = calibrate(language_model, edit, (), kl=entry.dose, meter=built.context.meter)

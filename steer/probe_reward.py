@@ -6,14 +6,21 @@ it: the Bradley-Terry model, a logistic regression on differences of encodings. 
 tone rather than single words, and costs far less than the model's own log-ratio. Its scale is set
 on pairs that it was not fitted to.
 
-There are two encoders: sentence embeddings (`steer.relevance`), which know nothing of the steered
-model, and the model's own activations, which follow people better (experiments/results/rewards).
+There are three encoders. Two are depths of a sentence encoder (`steer.sentence_encoder`) and know
+nothing of the steered model; the third are the model's own activations. How well they follow people
+is in experiments/results/rewards.
+
+For some traits a probe that was fitted to what people prefer is packaged (`packaged_probe`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +28,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
 from steer.activations import read_activations
-from steer.errors import InputError
+from steer.errors import DataError, InputError
 from steer.likelihood import response_tokens
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
-from steer.relevance import embed
+from steer.resources import data_dir
 from steer.rewards import Range, check_lengths
+from steer.sentence_encoder import embed, embed_style
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -52,7 +60,10 @@ class Encoder:
 
 
 SENTENCES = Encoder("embedding", embed)
-"""Sentence embeddings of all-MiniLM-L6-v2, which knows nothing of the steered model."""
+"""What a text is about."""
+
+STYLE = Encoder("style", embed_style)
+"""In what manner it is written."""
 
 
 def activation_encoder(language_model: LanguageModel, layer: int | None = None) -> Encoder:
@@ -111,6 +122,17 @@ class ProbeReward:
         check_lengths(prompts, responses)
         return self.range.scale(self.project(responses))
 
+    def between(self, negative: Sequence[str], positive: Sequence[str]) -> ProbeReward:
+        """The same direction, scaled by texts that show little and much of it.
+
+        Raises:
+            InputError: If the probe does not tell them apart in the mean.
+        """
+        low, high = self.project(negative), self.project(positive)
+        if low.mean() >= high.mean():
+            raise InputError(f"{self.name}: finds more of it in the texts that should show little")
+        return replace(self, range=Range.between(low, high))
+
     @classmethod
     def fitted(
         cls,
@@ -159,3 +181,36 @@ def _direction(differences: Float32) -> Float64:
     found = LogisticRegression(C=_C, fit_intercept=False, max_iter=1000).fit(both, signs)
     # Its length grows with the number of pairs: the scale of folds would not fit the whole.
     return np.asarray(found.coef_[0] / np.linalg.norm(found.coef_[0]), np.float64)
+
+
+def packaged_probe(trait: str) -> ProbeReward | None:
+    """The probe on style that was fitted to what people prefer, for traits that have one.
+
+    `data/probes.json` tells of each to which data it was fitted; experiments/fit_probes.py fits it.
+
+    Raises:
+        DataError: If the packaged file is damaged.
+    """
+    path = data_dir() / "probes.json"
+    stored = _stored(path).get(trait)
+    if stored is None:
+        return None
+    try:
+        return ProbeReward(
+            f"{STYLE.name} probe of {trait}, {stored['data']}",
+            STYLE,
+            np.array(stored["direction"], np.float64),
+            Range(*stored["range"]),
+            stored["accuracy"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: no whole probe of {trait} ({error!r})") from error
+
+
+@cache
+def _stored(path: Path) -> Mapping[str, Any]:
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable probes ({error})") from error
+    return stored

@@ -9,7 +9,7 @@ earns 0 and what earns 1, set by hand or, for a log-ratio, read off the trait's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from steer.contrast import PairSet
 from steer.errors import InputError, ModelError
 from steer.likelihood import log_ratio
-from steer.measures import TRAIT_MEASURES, is_coherent, words
+from steer.measures import TRAIT_MEASURES, automated_readability, is_coherent, words
 from steer.models import LanguageModel
 from steer.quiet import no_progress_bars
 from steer.relevance import relevance
@@ -106,8 +106,13 @@ def length_reward(few: float = 20, many: float = 400) -> TextReward:
 
 
 def readability_reward(hard: float = 16, easy: float = 2) -> TextReward:
-    """Simplicity: by the Coleman-Liau grade, which counts letters and needs no word list."""
-    return _measure_reward("simplicity", hard, easy)
+    """Simplicity: by the automated readability index.
+
+    Of the grades that need no word list, people's levels follow it best
+    (experiments/results/rewards).
+    """
+    name = f"automated readability grade, {hard:g} to {easy:g}"
+    return TextReward(name, automated_readability, Range(hard, easy))
 
 
 def sentiment_reward(dark: float = -0.5, bright: float = 0.8) -> TextReward:
@@ -135,15 +140,6 @@ def _measure_reward(trait: str, zero: float, one: float) -> TextReward:
     measure = TRAIT_MEASURES[trait]
     name = f"{measure.name}, {zero:g} to {one:g}"
     return TextReward(name, measure.value, Range(zero, one))
-
-
-MEASURE_REWARDS: Mapping[str, Callable[[], TextReward]] = {
-    "simplicity": readability_reward,
-    "positivity": sentiment_reward,
-    "formality": formality_reward,
-    "warmth": warmth_reward,
-}
-"""Rewards of built-in traits on the default scales; that of brevity hangs on where answers end."""
 
 
 @dataclass(frozen=True)
@@ -327,34 +323,6 @@ def check_lengths(prompts: Sequence[str], responses: Sequence[str]) -> None:
     """Refuse responses that do not belong to prompts one by one."""
     if len(prompts) != len(responses):
         raise InputError(f"got {len(responses)} responses to {len(prompts)} prompts")
-
-
-def default_reward(
-    language_model: LanguageModel,
-    trait: Trait,
-    prompts: Sequence[str],
-    pairs: PairSet,
-    *,
-    longest: float = 400,
-) -> Reward:
-    """What a trait earns where nothing else is asked for.
-
-    The built-in traits that a plain measure follows earn by it; any other trait is judged by the
-    model itself.
-
-    Args:
-        language_model: The judge of a trait without a measure.
-        trait: The trait.
-        prompts: The plain prompts of the pairs, in their order.
-        pairs: Its contrast pairs.
-        longest: Words at which brevity earns nothing: where answers are cut, as many as fit, since
-            an answer that was cut is not brief.
-    """
-    if trait.name == "brevity":
-        return length_reward(min(20, longest / 5), longest)
-    if trait.name in MEASURE_REWARDS:
-        return MEASURE_REWARDS[trait.name]()
-    return LogRatioReward.calibrated(language_model, trait, prompts, pairs)
 
 
 def score(

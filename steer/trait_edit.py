@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from steer.activations import read_activations
 from steer.chat import render
 from steer.contrast import PairSet
+from steer.distill import Distillation
 from steer.dose import DoseSearch, DoseTrial, reference_meter, search_dose
 from steer.edits import Edit
 from steer.errors import CalibrationError, DataError
@@ -128,7 +129,7 @@ def build_trait(
                 layers,
                 method,
                 folder,
-                seed=recipe.seed,
+                distillation=Distillation(seed=recipe.seed),
                 progress=progress,
             )
             search = _dose(language_model, trait, edit, recipe, folder, context)

@@ -50,7 +50,7 @@ def undosed_edit(
     method: Method,
     folder: Path,
     *,
-    seed: int = 0,
+    distillation: Distillation = Distillation(),  # noqa: B008  (frozen)
     progress: bool = False,
 ) -> Edit:
     """The edit of a trait at some layers, before its dose is set.
@@ -62,7 +62,7 @@ def undosed_edit(
         layers: The layers that are edited.
         method: How it is found.
         folder: Work folder, where distilled edits are kept.
-        seed: Seeds what is fitted.
+        distillation: How it is fitted where it is.
         progress: Show a progress bar when on a terminal.
 
     Raises:
@@ -71,21 +71,20 @@ def undosed_edit(
     """
     if method != "distilled":
         return make_edit(subspace, layers, method)
-    settings = Distillation(seed=seed)
     answers = [
         (pair.positive.request, pair.negative.request, pair.positive.tokens)
         for pair in pair_set.pairs
     ]
     prompts = plain_prompts(pair_set)
     fingerprint = language_model.fingerprint.to_dict()
-    what = [answers, prompts, list(layers), asdict(settings), fingerprint]
+    what = [answers, prompts, list(layers), asdict(distillation), fingerprint]
     path = folder / "distilled" / f"{pair_set.trait}-{content_key(what)}.safetensors"
     if path.exists():
         try:
             return additive({int(layer): vector for layer, vector in load_file(path).items()})
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path}: not a stored edit ({error}); delete it") from error
-    edit = distill(language_model, pair_set, prompts, layers, settings, progress=progress)
+    edit = distill(language_model, pair_set, prompts, layers, distillation, progress=progress)
     with atomic_path(path) as temporary:
         save_file({str(index): layer.e for index, layer in edit.layers.items()}, temporary)
     return edit

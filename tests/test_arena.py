@@ -163,7 +163,7 @@ def test_logit_steering_settings():
 # --- kept answers -------------------------------------------------------------------------------
 
 KEY = Key("calm", "CCS", "layers 1-2, 0.1 nats per token", "abc")
-ANSWERS = Answers(("a", "b"), (1, 2), (-0.5, -1.0), (0.1, 0.2), (0, 0), 1)
+ANSWERS = Answers(("a", "b"), (1, 2), (-0.5, -1.0), (0, 0), 1)
 
 
 def test_the_store_resumes(tmp_path):
@@ -173,7 +173,7 @@ def test_the_store_resumes(tmp_path):
     path.write_text(half)
     store = Store(path, header)
     assert store.known == {KEY: ANSWERS}
-    plain = Answers(("c", "d"), (1, 1), (-1.0, -1.0), None, (3, 4), 3)
+    plain = Answers(("c", "d"), (1, 1), (-1.0, -1.0), (3, 4), 3)
     other = Key("calm", "few-shot", "1 shot", "def")
     store.add({other: plain})
     assert Store(path, header).known == {KEY: ANSWERS, other: plain}
@@ -197,7 +197,7 @@ def test_the_store_refuses_damage(tmp_path, line):
 
 def test_answers_of_different_lengths():
     with pytest.raises(DataError, match="one length"):
-        Answers(("a", "b"), (1,), (-0.5, -1.0), None, (0, 0), 1)
+        Answers(("a", "b"), (1,), (-0.5, -1.0), (0, 0), 1)
 
 
 def test_all_kinds_are_answered_once(llama, tmp_path, monkeypatch):
@@ -218,14 +218,12 @@ def test_all_kinds_are_answered_once(llama, tmp_path, monkeypatch):
         with attach(llama).steer(edit, scope=scope):
             alone = generate_batch(llama, texts, GREEDY)
         assert one.texts == tuple(answer.text for answer in alone)
-        assert all(kl > 0 for kl in one.kl)
         sequences = [
             (prompt_tokens(llama, text), answer.tokens)
             for text, answer in zip(texts, alone, strict=True)
         ]
         expected = mean_log_likelihood(llama, sequences)
         np.testing.assert_allclose(one.log_likelihood, expected, rtol=1e-4)
-    assert found[0].kl is found[3].kl is found[4].kl is None
     asked = render(llama.tokenizer, instructed(PROMPTS[0], "Be calm."))
     more = len(prompt_tokens(llama, asked)) - len(prompt_tokens(llama, texts[0]))
     assert found[3].extra_tokens == (more,) * 3 and more > 0
@@ -240,7 +238,7 @@ def test_all_kinds_are_answered_once(llama, tmp_path, monkeypatch):
 
 def trial(method, setting, gain, admissible=True):
     return arena_tables.Trial(
-        "calm", method, setting, gain, None, 0.0, 0.0, 1.0, 1.0, -0.5, admissible, False
+        "calm", method, setting, gain, 0.0, 0.0, 1.0, 1.0, -0.5, admissible, False
     )
 
 
@@ -255,7 +253,7 @@ def test_equal_coherence():
 
 def test_coherence_of_answers():
     texts = ("A comet is a ball of ice and dust.", "no " * 40, "\ufffd\ufffd", "Comets are icy.")
-    answers = Answers(texts, (9, 40, 2, 4), (-1.0, -0.1, -5.0, -0.9), None, (0,) * 4, 1)
+    answers = Answers(texts, (9, 40, 2, 4), (-1.0, -0.1, -5.0, -0.9), (0,) * 4, 1)
     found = coherence(["What is a comet?"] * 4, answers)
     assert (found.incoherent, found.broken) == (0.5, 0.25)
     assert found.log_likelihood == pytest.approx(-1.75)
@@ -269,7 +267,7 @@ class Ones:
 
 
 def test_incoherent_answers_earn_nothing():
-    answers = Answers(("A fine day.", "no " * 40), (3, 40), (-1.0, -0.1), None, (0, 0), 1)
+    answers = Answers(("A fine day.", "no " * 40), (3, 40), (-1.0, -0.1), (0, 0), 1)
     assert judged_values(Ones(), ["x", "y"], answers).tolist() == [1.0, 0.0]
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from steer import probe_reward
-from steer.errors import InputError
-from steer.probe_reward import SENTENCES, Encoder, ProbeReward, activation_encoder
+from steer.errors import DataError, InputError
+from steer.probe_reward import (
+    SENTENCES,
+    STYLE,
+    Encoder,
+    ProbeReward,
+    activation_encoder,
+    packaged_probe,
+)
 from steer.prompts import load_prompts
 from steer.rewards import Reward
 from tests.models import tiny
@@ -120,3 +128,48 @@ def test_activations_are_those_of_a_plain_forward_pass() -> None:
     encoder = activation_encoder(model, 1)
     assert encoder.name == "layer 1 activation"
     np.testing.assert_allclose(encoder.encode(texts), expected, rtol=2e-3, atol=2e-4)
+
+
+def test_a_scale_of_other_texts() -> None:
+    reward = fitted(NOISE, random_encoder(1.0))
+    yes, no = ([f"{pole} {i + 9000}" for i in range(50)] for pole in ("yes", "no"))
+    scaled = reward.between(no, yes)
+    assert np.array_equal(scaled.direction, reward.direction)
+    outer = np.quantile(reward.project(no), 0.1), np.quantile(reward.project(yes), 0.9)
+    assert (scaled.range.zero, scaled.range.one) == pytest.approx(outer)
+    with pytest.raises(InputError, match="should show little"):
+        reward.between(yes, no)
+
+
+@pytest.mark.parametrize(
+    ("trait", "more", "less"),
+    [
+        (
+            "positivity",
+            "It rained on our walk, so we got to see the river rise and had warm soup after.",
+            "Our walk was ruined by the rain again, as always. I am sick of this town.",
+        ),
+        (
+            "warmth",
+            "Thanks for the answer! Could you tell me how I might open the file?",
+            "Why did you not say how to open the file? Did you even try it?",
+        ),
+    ],
+)
+def test_packaged_probes(trait: str, more: str, less: str) -> None:
+    probe = packaged_probe(trait)
+    assert probe is not None and probe.encoder is STYLE
+    assert np.linalg.norm(probe.direction) == pytest.approx(1, abs=1e-3)
+    high, low = probe.project([more, less])
+    assert high > low
+
+
+def test_a_damaged_file_of_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_reward, "data_dir", lambda: tmp_path)
+    path = tmp_path / "probes.json"
+    with pytest.raises(DataError, match="not readable probes"):
+        packaged_probe("warmth")
+    path.write_text('{"warmth": {"data": "some", "range": [0, 1], "accuracy": 0.9}}')
+    assert packaged_probe("humor") is None
+    with pytest.raises(DataError, match="no whole probe of warmth"):
+        packaged_probe("warmth")

@@ -24,7 +24,6 @@ from steer.rewards import (
     Range,
     RelevanceReward,
     TextReward,
-    default_reward,
     formality_reward,
     length_reward,
     readability_reward,
@@ -246,32 +245,3 @@ def test_loops_and_broken_answers_earn_nothing() -> None:
 def test_bad_arguments(make: object) -> None:
     with pytest.raises(InputError):
         make()  # type: ignore[operator]
-
-
-def test_any_trait_has_a_reward() -> None:
-    """Those with a measure have it; any other is judged by the model."""
-    texts = pairs([("I do love you, dear friend.", "No. Go away."), ("Thanks!", "It is a rock.")])
-    model = tiny()
-    for name, expected in (
-        ("brevity", length_reward(many=400).name),
-        ("simplicity", readability_reward().name),
-        ("positivity", sentiment_reward().name),
-        ("warmth", warmth_reward().name),
-        ("formality", formality_reward().name),
-        ("calm", "log-ratio of calm"),
-    ):
-        trait = Trait(name, positive="Calmly.", negative="In a panic!")
-        prompts = ["Hi", "Why?"]
-        answers = [[pair.positive.text for pair in texts.pairs]]
-        answers.append([pair.negative.text for pair in texts.pairs])
-        if name == "calm":
-            ratios = [log_ratio(model, trait, prompts, side, max_tokens=128) for side in answers]
-            if ratios[0].mean() < ratios[1].mean():  # a random model; the other way round then
-                trait = Trait(name, positive="In a panic!", negative="Calmly.")
-        assert default_reward(model, trait, prompts, texts).name == expected
-    brevity = Trait("brevity", positive="Be brief.", negative="Be long.")
-    for longest in (60, 200):
-        reward = default_reward(model, brevity, prompts, texts, longest=longest)
-        answers = ["word " * (longest - 1), "word " * longest]
-        values = reward(prompts, answers)
-        assert values[0] > values[1] == 0

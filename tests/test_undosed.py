@@ -41,7 +41,9 @@ SUBSPACE = fit_subspace(
 def made(
     model: LanguageModel, folder: Path, method: Method = "distilled", seed: int = 0
 ) -> np.ndarray:
-    edit = undosed_edit(model, PAIRS, SUBSPACE, [2], method, folder, seed=seed)
+    edit = undosed_edit(
+        model, PAIRS, SUBSPACE, [2], method, folder, distillation=Distillation(seed=seed)
+    )
     assert list(edit.layers) == [2]
     return edit.layers[2].e
 

@@ -34,7 +34,7 @@ from steer.generation import (
 )
 from steer.hooks import Scope, attach
 from steer.kvcache import growing_cache
-from steer.likelihood import divergence, mean_log_likelihood
+from steer.likelihood import mean_log_likelihood
 from steer.models import LanguageModel
 from steer.resources import content_key
 
@@ -180,7 +180,6 @@ def _answer(
         passes, extra = 3, _rectified_extra(language_model, rows, asked)
     sequences = [(plain[i % number], one.tokens) for i, one in enumerate(written)]
     likelihood = mean_log_likelihood(language_model, sequences, batch_tokens=2048)
-    kl = divergence(language_model, edits, sequences, scope=scope) if edits else None
     result = {}
     for i, setting in enumerate(settings):
         part = slice(i * number, (i + 1) * number)
@@ -188,7 +187,6 @@ def _answer(
             tuple(one.text for one in written[part]),
             tuple(len(one.tokens) for one in written[part]),
             tuple(likelihood[part].tolist()),
-            None if kl is None else tuple(kl[part].tolist()),
             tuple(extra[part]),
             passes,
         )

@@ -1,7 +1,7 @@
 """What was answered, kept: a JSON Lines file that a killed run goes on with.
 
-Only what the model had to do is kept: texts, tokens, likelihoods, divergences. Measures are made of
-the texts afterwards, so a measure can change and nothing is answered again.
+Only what the model had to do is kept: texts, tokens, likelihoods. Measures are made of the texts
+afterwards, so a measure can change and nothing is answered again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ class Answers:
         tokens: (P,) tokens of each.
         log_likelihood: (P,) of each under the unedited model after the plain prompt, in nats per
             token.
-        kl: (P,) KL(edited || unedited) on each, nats per token; none where nothing was edited.
         extra_tokens: (P,) prompt tokens beyond those of the plain prompt.
         passes: Forward passes of the model for one token.
     """
@@ -53,13 +52,12 @@ class Answers:
     texts: tuple[str, ...]
     tokens: tuple[int, ...]
     log_likelihood: tuple[float, ...]
-    kl: tuple[float, ...] | None
     extra_tokens: tuple[int, ...]
     passes: int
 
     def __post_init__(self) -> None:
         columns: Sequence[Sequence[object]] = (self.tokens, self.log_likelihood, self.extra_tokens)
-        lengths = {len(self.texts), *map(len, columns), len(self.kl or self.texts)}
+        lengths = {len(self.texts), *map(len, columns)}
         if len(lengths) != 1:
             raise DataError(f"answers: expected columns of one length, got {sorted(lengths)}")
 

@@ -55,6 +55,15 @@ from steer.versions import versions
 
 OURS = (*READINGS, "distilled")
 OTHERS = ("system prompt", "few-shot", "logit steering", *peers.PEERS)
+QUICK = Effort(
+    windows=(MIDDLE,),
+    kls=(0.1, 0.4),
+    teachers=(0.5,),
+    distilled_kls=(0.1, 0.4),
+    shots=(1,),
+    alphas=(1.0,),
+    pairs=8,
+)
 CHECKED = 3  # prompts on which a peer's own application is compared
 
 
@@ -95,9 +104,9 @@ def main() -> None:
     """Search, report, and write the tables."""
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
-    model = steer.load_model(arguments.model)
+    model = steer.load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
     quick, seed = arguments.quick, arguments.seed
-    effort = Effort((MIDDLE,), (0.1, 0.4), (1,), (1.0,), 8) if quick else Effort()
+    effort = QUICK if quick else Effort()
     workshop = Workshop(
         model,
         build_dir=arguments.build_dir,
@@ -107,7 +116,7 @@ def main() -> None:
     )
     people = People(arguments.data, seed, 100 if quick else PAIRS)
     reads = {trait: READS[trait](model, people) for trait in arguments.traits}
-    search = Judge(model, part("develop", 16, 128, quick), arguments.work_dir)
+    search = Judge(model, part("develop", 12, 96, quick), arguments.work_dir)
     trials: list[Trial] = []
     chosen: dict[str, list[Setting]] = {}
     checks: dict[str, int] = defaultdict(int)
@@ -120,7 +129,7 @@ def main() -> None:
         for peer in peers.PEERS:
             if peer in arguments.methods:
                 checks[peer] += unlike(workshop, source, peer, search.part.prompts[:CHECKED])
-    report = Judge(model, part("report", 100, 256, quick), arguments.work_dir)
+    report = Judge(model, part("report", 64, 144, quick), arguments.work_dir)
     drawn = draws(len(report.part.prompts), seed)
     rows: list[Row] = []
     gains: dict[str, dict[str, Gain]] = defaultdict(dict)  # by method and trait
@@ -137,6 +146,7 @@ def main() -> None:
     content = {
         "model": model.name,
         "fingerprint": str(model.fingerprint),
+        "dtype": arguments.dtype,
         "seed": seed,
         "versions": versions(),
         "peers": {name: peers.PEERS[name] for name in checks},
@@ -163,6 +173,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--traits", nargs="+", choices=list(READS), default=None)
     parser.add_argument("--methods", nargs="+", choices=(*OURS, *OTHERS), default=None)
     parser.add_argument("--seed", type=int, default=0)
+    # Half the time of float32 where the processor has units for it, and what GPUs serve in.
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
     parser.add_argument(
@@ -217,7 +229,6 @@ def judged(judge: Judge, trait: str, settings: Sequence[Setting], reads: Reads) 
                 method=setting.method,
                 setting=setting.name,
                 gain=float(standardised(mean, base)),
-                kl=None if answers.kl is None else float(np.mean(answers.kl)),
                 admissible=whole.holds_against(judge.coherence),
                 chosen=False,
                 **asdict(whole),
@@ -279,7 +290,6 @@ def reported(
             high=high,
             wrong_way=float((after < before).mean()),
             tokens=float(np.mean(answers.tokens)),
-            kl=None if answers.kl is None else float(np.mean(answers.kl)),
             extra_tokens=float(np.mean(answers.extra_tokens)),
             passes=answers.passes,
             holds=whole.holds_against(judge.coherence),

@@ -34,7 +34,6 @@ class Trial:
         method: By which method.
         setting: Its layers, dose and the like.
         gain: Share of the headroom that is closed, by the search measure.
-        kl: From the unedited model on its own answers, in nats per token.
         incoherent: As all that follow but the last two, see `judging.Coherence`.
         broken: The same.
         distinct: The same.
@@ -48,7 +47,6 @@ class Trial:
     method: str
     setting: str
     gain: float
-    kl: float | None
     incoherent: float
     broken: float
     distinct: float
@@ -76,7 +74,6 @@ class Row:
         high: Upper end.
         wrong_way: Share of prompts with less of the trait than unsteered.
         tokens: Mean length.
-        kl: From the unedited model, nats per token.
         extra_tokens: Prompt tokens beyond those of the plain prompt.
         passes: Forward passes for one token.
         incoherent: See `judging.Coherence`, as the next four.
@@ -96,7 +93,6 @@ class Row:
     high: float
     wrong_way: float
     tokens: float
-    kl: float | None
     extra_tokens: float
     passes: int
     incoherent: float

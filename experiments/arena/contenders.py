@@ -7,7 +7,7 @@ compared at equal strength:
 
     mean difference, SVD, CCS, two-step   read off the trait's subspace (`steer.undosed`)
     distilled                             fitted (`steer.distill`), minutes a trait and window: one
-                                          window, and twice the doses
+                                          window, two teachers and more doses
     repeng, steering-vectors              see peers.py
     system prompt, few-shot               see prompting.py
     logit steering                        see prompting.py
@@ -24,6 +24,7 @@ import numpy as np
 from answering import Edited, Setting
 
 from steer.contrast import PairSet, generate_pairs
+from steer.distill import Distillation
 from steer.dose import reference_meter
 from steer.edits import Edit
 from steer.errors import SteeringError
@@ -38,9 +39,9 @@ from steer.trait_edit import fit
 from steer.traits import Trait, load_traits
 from steer.undosed import make_edit, undosed_edit
 
-BUDGET = 20
-# Shares of the model's depth; for 30 layers 8-13, 8-19, 14-23 and 6-23, all that a subspace spans.
-WINDOWS = ((0.27, 0.47), (0.27, 0.67), (0.47, 0.8), (0.2, 0.8))
+BUDGET = 16
+# Shares of the model's depth; for 30 layers 8-13, 8-19 and 14-23.
+WINDOWS = ((0.27, 0.47), (0.27, 0.67), (0.47, 0.8))
 MIDDLE = (0.27, 0.67)
 KLS = (0.05, 0.1, 0.2, 0.4, 0.8)
 METERED = 4  # prompts on whose answers a dose is read
@@ -62,6 +63,8 @@ class Effort:
     Attributes:
         windows: Of layers, as shares of the model's depth.
         kls: Doses in nats per token.
+        teachers: Divergences of what is distilled.
+        distilled_kls: Its doses.
         shots: Numbers of examples in a prompt.
         alphas: Of rectified logits.
         pairs: Contrast pairs that are read by what reads no subspace; None for all.
@@ -69,14 +72,11 @@ class Effort:
 
     windows: tuple[tuple[float, float], ...] = WINDOWS
     kls: tuple[float, ...] = KLS
+    teachers: tuple[float, ...] = (0.5, 1.0)
+    distilled_kls: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
     shots: tuple[int, ...] = (1, 2, 4)
     alphas: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     pairs: int | None = None
-
-    def denser(self) -> tuple[float, ...]:
-        """As many doses again between the others, for a method that is tried in one window."""
-        between = [(a * b) ** 0.5 for a, b in zip(self.kls, self.kls[1:], strict=False)]
-        return tuple(sorted([*self.kls, *np.round(between, 3).tolist()]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,18 +151,21 @@ class Workshop:
     def distilled(self, source: Source) -> Iterator[Setting]:
         """Settings of distillation."""
         layers = self.layers(MIDDLE)
-        edit = undosed_edit(
-            self.language_model,
-            source.pairs,
-            source.subspace,
-            layers,
-            "distilled",
-            self.work_dir,
-            seed=self.seed,
-            progress=True,
-        )
-        kls = self.effort.denser()
-        yield from self.dosed(source, "distilled", layers, edit, "response", kls)
+        for teacher in self.effort.teachers:
+            edit = undosed_edit(
+                self.language_model,
+                source.pairs,
+                source.subspace,
+                layers,
+                "distilled",
+                self.work_dir,
+                distillation=Distillation(divergence=teacher, seed=self.seed),
+                progress=True,
+            )
+            what = f"teacher of {teacher:g} nats, "
+            yield from self.dosed(
+                source, "distilled", layers, edit, "response", self.effort.distilled_kls, what
+            )
 
     def dosed(
         self,
@@ -172,10 +175,11 @@ class Workshop:
         edit: Edit,
         scope: Scope,
         kls: Sequence[float],
+        what: str = "",
     ) -> Iterator[Setting]:
         """An edit at each dose that it reaches."""
         for kl, factor in self.factors(edit, scope, kls).items():
-            name = f"layers {layers[0]}-{layers[-1]}, {kl:g} nats per token"
+            name = f"{what}layers {layers[0]}-{layers[-1]}, {kl:g} nats per token"
             yield Setting(source.trait.name, method, name, Edited(factor * edit, scope))
 
     def factors(self, edit: Edit, scope: Scope, kls: Sequence[float]) -> dict[float, float]:

@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 from people import Pairs, onestop, politeness, positive_frames  # noqa: E402
 
-from steer.measures import familiar_markers, sentences, slang_markers
+from steer.measures import coleman_liau, familiar_markers, sentences, slang_markers
 from steer.models import LanguageModel
 from steer.probe_reward import SENTENCES, Encoder, ProbeReward, activation_encoder
 from steer.rewards import (
@@ -36,7 +36,6 @@ from steer.rewards import (
     Reward,
     TextReward,
     length_reward,
-    readability_reward,
     sentiment_reward,
     warmth_reward,
 )
@@ -81,7 +80,8 @@ def _brevity(model: LanguageModel, people: People) -> Reads:
 
 
 def _simplicity(model: LanguageModel, people: People) -> Reads:
-    return Reads(readability_reward(), _probe("simplicity", onestop, SENTENCES, people))
+    grade = TextReward("Coleman-Liau grade, 16 to 2", coleman_liau, Range(16, 2))
+    return Reads(grade, _probe("simplicity", onestop, SENTENCES, people))
 
 
 def _positivity(model: LanguageModel, people: People) -> Reads:

@@ -31,9 +31,9 @@ from steer.certificate import with_unsteered, worst_delta, worst_epsilon
 from steer.cover import Closeness, grid, random_weights
 from steer.evaluation import Evaluation, measured, read_evaluations
 from steer.prune import prune_to_size
-from steer.relevance import embed
 from steer.resources import atomic_path
 from steer.route import route, usage
+from steer.sentence_encoder import embed
 from steer.uncertainty import certificate_intervals
 
 Float64 = NDArray[np.float64]

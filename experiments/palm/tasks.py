@@ -9,10 +9,10 @@ scale. A reward is not the measure by which its trait's dose was chosen, where t
     safety        a probe on sentence embeddings, fitted to half of the people's preferences for
                   harmless answers in HH-RLHF; the model's own log-ratio does not follow them
     humor         a probe on sentence embeddings, fitted to the contrast pairs
-    simplicity    Coleman-Liau grade
+    simplicity    automated readability grade
     formality     casual marks
-    warmth        warm words
-    positivity    VADER sentiment of the sentences
+    warmth        the packaged probe, fitted to the politeness of requests
+    positivity    the packaged probe, fitted to positive reframings
 
 The trait whose edits serve helpfulness is detail-by-example.
 """
@@ -34,6 +34,7 @@ from people import harmless  # noqa: E402
 
 from steer.contrast import PairSet
 from steer.cover import Closeness, uniform_weights
+from steer.default_rewards import text_reward
 from steer.evaluation import Evaluator
 from steer.generation import Decoding
 from steer.models import LanguageModel
@@ -43,7 +44,7 @@ from steer.portfolio import Candidate
 from steer.probe_reward import ProbeReward
 from steer.recipe import Recipe
 from steer.resources import cache_dir
-from steer.rewards import MEASURE_REWARDS, RelevanceReward, Reward, length_reward
+from steer.rewards import RelevanceReward, Reward, length_reward
 from steer.search import Effort
 
 RESULTS = Path(__file__).parents[1] / "results" / "palm"
@@ -179,8 +180,9 @@ def reward(name: str, pairs: PairSet, data: Path | None) -> Reward:
         return length_reward(15, CUT_WORDS)
     if name == "helpfulness":
         return RelevanceReward()
-    if name in MEASURE_REWARDS:
-        return MEASURE_REWARDS[name]()
+    known = text_reward(name, pairs)
+    if known is not None:
+        return known
     if name == "humor":
         funny = [pair.positive.text for pair in pairs.pairs]
         sober = [pair.negative.text for pair in pairs.pairs]

@@ -1,0 +1,72 @@
+"""What a trait earns where nothing else is asked for, chosen by how well it follows people.
+
+The table that the choice was made by is experiments/results/rewards/validation.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from steer.contrast import PairSet
+from steer.models import LanguageModel
+from steer.probe_reward import packaged_probe
+from steer.rewards import (
+    LogRatioReward,
+    Reward,
+    formality_reward,
+    length_reward,
+    readability_reward,
+)
+from steer.traits import Trait
+
+
+def default_reward(
+    language_model: LanguageModel,
+    trait: Trait,
+    prompts: Sequence[str],
+    pairs: PairSet,
+    *,
+    longest: float = 400,
+) -> Reward:
+    """What a trait earns: by its text where that can be read, else in the model's own opinion.
+
+    Args:
+        language_model: The judge of a trait that cannot be read off a text.
+        trait: The trait.
+        prompts: The plain prompts of the pairs, in their order.
+        pairs: Its contrast pairs.
+        longest: Words at which brevity earns nothing: where answers are cut, as many as fit, since
+            an answer that was cut is not brief.
+
+    Raises:
+        InputError: If the reward does not tell the poles of the contrast pairs apart.
+    """
+    if trait.name == "brevity":
+        return length_reward(min(20, longest / 5), longest)
+    known = text_reward(trait.name, pairs)
+    if known is not None:
+        return known
+    return LogRatioReward.calibrated(language_model, trait, prompts, pairs)
+
+
+def text_reward(trait: str, pairs: PairSet) -> Reward | None:
+    """The reward of a built-in trait that is read off a text of any length; None for any other.
+
+    Args:
+        trait: Its name.
+        pairs: Its contrast pairs, which set the scale of what has no natural one.
+
+    Raises:
+        InputError: If the reward does not tell the poles of the contrast pairs apart.
+    """
+    if trait == "simplicity":
+        return readability_reward()
+    if trait == "formality":
+        return formality_reward()
+    probe = packaged_probe(trait)
+    if probe is None:
+        return None
+    negative, positive = (
+        [getattr(pair, pole).text for pair in pairs.pairs] for pole in ("negative", "positive")
+    )
+    return probe.between(negative, positive)
