@@ -43,25 +43,29 @@ class Pairs:
     worse: tuple[str, ...]
     groups: tuple[int, ...]
 
+    def rows(self, chosen: Sequence[int]) -> Pairs:
+        """Only some of the pairs."""
+        columns = (self.better, self.worse, self.groups)
+        better, worse, groups = (tuple(column[i] for i in chosen) for column in columns)
+        return Pairs(self.name, better, worse, groups)
+
 
 def for_fitting(data: Pairs) -> Pairs:
-    """The pairs that probes are fitted to."""
-    return part(data, 0, _cut(data))
+    """The pairs that probes are fitted to: those of two thirds of the groups."""
+    chosen = _fitting_groups(data)
+    return data.rows([i for i, group in enumerate(data.groups) if group in chosen])
 
 
 def for_judging(data: Pairs) -> Pairs:
-    """The pairs that probes are judged on."""
-    return part(data, _cut(data))
+    """The pairs that probes are judged on: all others."""
+    chosen = _fitting_groups(data)
+    return data.rows([i for i, group in enumerate(data.groups) if group not in chosen])
 
 
-def _cut(data: Pairs) -> int:
-    return 2 * len(data.better) // 3
-
-
-def part(data: Pairs, start: int, stop: int | None = None) -> Pairs:
-    """Only some of the pairs; they are in random order."""
-    rows = slice(start, stop)
-    return Pairs(data.name, data.better[rows], data.worse[rows], data.groups[rows])
+def _fitting_groups(data: Pairs) -> frozenset[int]:
+    """Pairs are in random order, and so are their groups by where they first come."""
+    groups = list(dict.fromkeys(data.groups))
+    return frozenset(groups[: 2 * len(groups) // 3])
 
 
 def shuffled(name: str, pairs: Sequence[tuple[str, str, int]], number: int, seed: int) -> Pairs:

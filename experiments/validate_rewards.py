@@ -1,13 +1,13 @@
 """Check rewards against people's labels: how often the better of two texts earns more.
 
-    python experiments/validate_rewards.py --data FOLDER             # an hour of a core
-    python experiments/validate_rewards.py --data FOLDER --no-model  # only those without a model
+    python experiments/validate_rewards.py --data FOLDER             # half an hour of a core
+    python experiments/validate_rewards.py --data FOLDER --no-model  # minutes: without the model
 
 FOLDER holds the open data sets that experiments/people.py names. A tie counts as half. Intervals
-are 95% bootstraps over pairs, or over articles where an article gives several. A probe, on
-sentence embeddings or on the model's activations, is fitted to two thirds of people's pairs and
-judged on the rest, or to the trait's contrast pairs, which a build leaves in its work folder
-(--build-dir).
+are 95% bootstraps over pairs, or over articles where an article gives several. A probe, on sentence
+embeddings, on style or on the model's activations, is fitted to two thirds of people's pairs (or
+articles) and judged on the rest, or to the trait's contrast pairs, which a build leaves in its work
+folder (--build-dir). The packaged probes are judged on pairs that they were not fitted to.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from people import Pairs, harmless, onestop, onestop_articles, part, politeness, positive_frames
+from people import (
+    FITTED_TO,
+    Pairs,
+    for_fitting,
+    for_judging,
+    harmless,
+    onestop,
+    onestop_articles,
+    politeness,
+    positive_frames,
+)
 
 import steer
 from steer.contrast import read_pairs
@@ -37,7 +47,15 @@ from steer.measures import (
     words,
 )
 from steer.models import LanguageModel
-from steer.probe_reward import SENTENCES, Encoder, ProbeReward, activation_encoder
+from steer.probe_reward import (
+    SENTENCES,
+    STYLE,
+    Encoder,
+    Float32,
+    ProbeReward,
+    activation_encoder,
+    packaged_probe,
+)
 from steer.prompts import load_prompts
 from steer.relevance import relevance
 from steer.resources import atomic_path, cache_dir
@@ -82,10 +100,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--model", default=None, help="local folder or hub id")
-    parser.add_argument("--no-model", action="store_true", help="leave the log-ratio out")
+    parser.add_argument("--no-model", action="store_true", help="leave out what needs the model")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--build-dir", type=Path, help="work folder of a build; default: its own")
     parser.add_argument("--pairs", type=int, default=2000, help="most pairs of a data set")
-    parser.add_argument("--model-pairs", type=int, default=400, help="the same for the log-ratio")
+    parser.add_argument("--model-pairs", type=int, default=300, help="the same for the log-ratio")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "rewards")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -111,12 +130,19 @@ def main() -> None:
         judge("warmth", polite, "VADER sentiment of sentences", each(sentiment), seed),
         judge("formality", polite, "casual marks, fewer", each(casual_markers, -1), seed),
     ]
-    model = None if arguments.no_model else steer.load_model(arguments.model)
-    encoders = [SENTENCES] if model is None else [SENTENCES, activation_encoder(model)]
+    for trait, load in FITTED_TO.items():
+        held_out = for_judging(load(data, seed))
+        probe = packaged_probe(trait)
+        assert probe is not None, "that is what FITTED_TO lists"
+        rows.append(judge(trait, held_out, "packaged probe, other pairs", probe.project, seed))
+    encoders = [SENTENCES, STYLE]
+    model = None
+    if not arguments.no_model:
+        model = steer.load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
+        encoders.append(activation_encoder(model))
     build = cache_dir() / "build" if arguments.build_dir is None else arguments.build_dir
-    for (trait, pairs), encoder in product(
-        (("positivity", bright), ("warmth", polite), ("safety", safe)), encoders
-    ):
+    learnt = (("simplicity", simple), ("positivity", bright), ("warmth", polite), ("safety", safe))
+    for (trait, pairs), encoder in product(learnt, map(remembering, encoders)):
         rows += probes(trait, pairs, encoder, build / "pairs" / f"{trait}.jsonl", seed)
     if model is not None:
         few = arguments.model_pairs
@@ -128,29 +154,35 @@ def main() -> None:
             ("safety", safe),
         ):
             opinion = model_opinion(model, trait)
-            rows.append(judge(trait, part(pairs, 0, few), "log-ratio", opinion, seed))
+            first = pairs.rows(range(len(pairs.better))[:few])
+            rows.append(judge(trait, first, "log-ratio", opinion, seed))
         rows.append(helpfulness(model, seed))
     write(rows, arguments)
 
 
 def probes(trait: str, data: Pairs, encoder: Encoder, contrast: Path, seed: int) -> list[Row]:
     """A probe fitted to most of people's pairs, and one fitted to the trait's contrast pairs."""
-    cut = 2 * len(data.better) // 3
-    people = ProbeReward.fitted(
-        trait, data.better[:cut], data.worse[:cut], encoder=encoder, seed=seed
-    )
-    rows = [judge(trait, part(data, cut), f"{name_of(encoder)}, other pairs", people.project, seed)]
+    name, seen = f"{encoder.name} probe", for_fitting(data)
+    people = ProbeReward.fitted(trait, seen.better, seen.worse, encoder=encoder, seed=seed)
+    rows = [judge(trait, for_judging(data), f"{name}, other pairs", people.project, seed)]
     if contrast.exists():
         pairs = read_pairs(contrast).pairs
         texts = [[getattr(pair, pole).text for pair in pairs] for pole in ("positive", "negative")]
         own = ProbeReward.fitted(trait, *texts, encoder=encoder, seed=seed)
-        rows.append(judge(trait, data, f"{name_of(encoder)}, contrast pairs", own.project, seed))
+        rows.append(judge(trait, data, f"{name}, contrast pairs", own.project, seed))
     return rows
 
 
-def name_of(encoder: Encoder) -> str:
-    """For the table."""
-    return f"{encoder.name} probe"
+def remembering(encoder: Encoder) -> Encoder:
+    """The same, but no text is encoded twice."""
+    known: dict[str, Float32] = {}
+
+    def encode(texts: Sequence[str]) -> Float32:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, encoder.encode(new), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    return Encoder(encoder.name, encode)
 
 
 def each(measure: Callable[[str], float], sign: int = 1) -> Measure:
@@ -214,7 +246,7 @@ def write(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     """Write JSON and a Markdown table, and print the table."""
     lines = [
         f"Share of pairs in which the text that people prefer earns more; enough is a lower end "
-        f"of at least {ENOUGH}. Seed {arguments.seed}.",
+        f"of at least {ENOUGH}. Seed {arguments.seed}, {arguments.dtype}.",
         "",
         "| trait | data | measure | pairs | accuracy (95%) | enough |",
         "|---|---|---|---|---|---|",
@@ -228,6 +260,7 @@ def write(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     content = {
         "command": "python experiments/validate_rewards.py --data FOLDER",
         "seed": arguments.seed,
+        "dtype": arguments.dtype,
         "versions": versions(),
         "rows": [asdict(row) for row in rows],
     }
