@@ -7,8 +7,6 @@ was killed goes on where it stopped and ends with the same file.
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,10 +19,10 @@ from tqdm import tqdm
 from steer.chat import render
 from steer.errors import DataError
 from steer.generation import Decoding, generate_batch
+from steer.journal import Journal, read_journal
 from steer.measures import is_broken, is_looping, words
 from steer.models import LanguageModel
 from steer.prompts import Prompt
-from steer.resources import atomic_path
 from steer.traits import Trait
 from steer.versions import versions
 
@@ -115,28 +113,26 @@ def generate_pairs(
         DataError: If the file was made with other settings.
     """
     header = _header(language_model, trait, prompts, seed, sampling)
-    lines = _resume(path, header)
+    journal = Journal(path, header)
     batches = [prompts[i : i + BATCH_PROMPTS] for i in range(0, len(prompts), BATCH_PROMPTS)]
     done = 0
     for batch in batches:
-        if len(lines) < done + 2 * len(batch):
+        if len(journal.rows) < done + 2 * len(batch):
             break
         done += 2 * len(batch)
-    answers = [_answer(path, line) for line in lines[:done]]
-    _rewrite(path, header, lines[:done])
+    journal.keep(done)
+    answers = [_answer(path, row) for row in journal.rows]
     bar = tqdm(
         total=2 * len(prompts), initial=done, desc=trait.name, disable=None if progress else True
     )
-    with bar, path.open("a", encoding="utf-8") as file:
+    with bar:
         for number, batch in enumerate(batches):
             if number * 2 * BATCH_PROMPTS < done:
                 continue
             fresh = _generate(
                 language_model, trait, batch, number * BATCH_PROMPTS, seed + number, sampling
             )
-            file.writelines(json.dumps(asdict(answer)) + "\n" for answer in fresh)
-            file.flush()
-            os.fsync(file.fileno())
+            journal.append([asdict(answer) for answer in fresh])
             answers += fresh
             bar.update(len(fresh))
     return _select(trait.name, answers)
@@ -148,8 +144,7 @@ def read_pairs(path: Path) -> PairSet:
     Raises:
         DataError: If it is missing, damaged or unfinished.
     """
-    lines = _read_lines(path)
-    header, rows = lines[0], lines[1:]
+    header, rows = read_journal(path)
     prompts = header.get("prompts")
     if header.get("format") != FORMAT or not prompts or len(rows) != 2 * len(prompts):
         raise DataError(f"{path}: not a finished file of contrast data; build it again")
@@ -207,7 +202,7 @@ def _header(
     seed: int,
     sampling: Decoding,
 ) -> dict[str, Any]:
-    header = {
+    return {
         "format": FORMAT,
         "trait": asdict(trait),
         "model": language_model.name,
@@ -217,40 +212,6 @@ def _header(
         "sampling": asdict(sampling),
         "versions": versions(),
     }
-    # As it will read back, so that the two can be compared.
-    parsed: dict[str, Any] = json.loads(json.dumps(header))
-    return parsed
-
-
-def _resume(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
-    """Answers that are already in the file, checked against the settings."""
-    if not path.exists():
-        return []
-    lines = _read_lines(path)
-    changed = [key for key in header if lines[0].get(key) != header[key]]
-    if changed:
-        raise DataError(
-            f"{path} was made with other settings ({', '.join(changed)} differ); "
-            "choose another folder or delete the file"
-        )
-    return lines[1:]
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        # A kill can leave half a line at the end; it is generated again.
-        complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
-        lines: list[dict[str, Any]] = [json.loads(line) for line in complete.splitlines()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not a readable JSON Lines file: {error}") from error
-    if not lines:
-        raise DataError(f"{path}: the file is empty; delete it and build again")
-    return lines
-
-
-def _rewrite(path: Path, header: dict[str, Any], lines: Sequence[dict[str, Any]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in (header, *lines))
 
 
 def _answer(path: Path, line: Mapping[str, Any]) -> Answer:

@@ -6,8 +6,6 @@ evaluation is one line of a JSON Lines file, so a search that was killed goes on
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +21,11 @@ from steer.edits import Edit, compose
 from steer.errors import DataError, InputError
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import Scope, attach
+from steer.journal import Journal, read_journal
 from steer.likelihood import divergence
 from steer.models import LanguageModel
 from steer.objective import Objective
 from steer.portfolio import Candidate
-from steer.resources import atomic_path
 from steer.rewards import Reward, score
 from steer.versions import versions
 
@@ -105,8 +103,10 @@ class Evaluator:
         self._decoding = decoding
         self._scope = scope
         self._progress = progress
-        self._path = path
-        self._known = self._open()
+        self._journal = Journal(path, self._header())
+        header = self._journal.header
+        parsed = [_parse(row, header, path) for row in self._journal.rows]
+        self._known = {evaluation.candidate: evaluation for evaluation in parsed}
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -179,24 +179,8 @@ class Evaluator:
             )
         return result
 
-    def _open(self) -> dict[Candidate, Evaluation]:
-        header = self._header()
-        if not self._path.exists():
-            with atomic_path(self._path) as temporary:
-                temporary.write_text(json.dumps(header) + "\n", encoding="utf-8")
-            return {}
-        found, lines, known = _read(self._path)
-        if changed := [key for key in header if found.get(key) != header[key]]:
-            raise DataError(
-                f"{self._path} was made with other settings ({', '.join(changed)} differ); "
-                "choose another folder or delete the file"
-            )
-        with atomic_path(self._path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return {evaluation.candidate: evaluation for evaluation in known}
-
     def _header(self) -> dict[str, Any]:
-        header = {
+        return {
             "format": FORMAT,
             "model": self._model.fingerprint.to_dict(),
             "edits": {name: [e.digest for e in edits] for name, edits in self.families.items()},
@@ -206,14 +190,9 @@ class Evaluator:
             "scope": self._scope,
             "versions": versions(),
         }
-        parsed: dict[str, Any] = json.loads(json.dumps(header))
-        return parsed
 
     def _append(self, evaluations: Sequence[Evaluation]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_row(one)) + "\n" for one in evaluations)
-            file.flush()
-            os.fsync(file.fileno())
+        self._journal.append([_row(one) for one in evaluations])
         self._known |= {one.candidate: one for one in evaluations}
 
 
@@ -223,19 +202,8 @@ def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
     Raises:
         DataError: If the file cannot be read, or is not one of evaluations.
     """
-    return _read(path)[2]
-
-
-def _read(path: Path) -> tuple[dict[str, Any], list[str], tuple[Evaluation, ...]]:
-    """The header, all whole lines, and the evaluations of a file."""
-    try:
-        # A kill can leave half a line at the end; it is measured again.
-        lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-        rows = [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable JSON Lines file: {error}") from error
-    header = rows[0] if rows and isinstance(rows[0], dict) else {}
-    return header, lines, tuple(_parse(row, header, path) for row in rows[1:])
+    header, rows = read_journal(path)
+    return tuple(_parse(row, header, path) for row in rows)
 
 
 def _parse(row: Any, header: Mapping[str, Any], path: Path) -> Evaluation:

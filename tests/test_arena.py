@@ -334,7 +334,7 @@ def test_tables_and_pictures(tmp_path):
         [trial("CCS", "1", 0.2), trial("CCS", "2", 0.4), trial("few-shot", "1", 0.1, False)]
     )
     row = arena_tables.Row(
-        "calm", "CCS", "2", 0.6, 0.4, 0.3, 0.5, 0.0, 9.0, 0.1, 0.0, 1,
+        "calm", "CCS", "2", 0.6, 0.4, 0.3, 0.5, 0.0, 9.0, 0.0, 1,
         0.0, 0.0, 1.0, 1.0, -0.5, True,
     )  # fmt: skip
     unsteered = np.array([0.2, 0.2, 0.4, 0.0])

@@ -6,15 +6,13 @@ afterwards, so a measure can change and nothing is answered again.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from steer.errors import DataError
-from steer.resources import atomic_path
+from steer.journal import Journal
 
 FORMAT = 1
 
@@ -75,42 +73,15 @@ class Store:
         Raises:
             DataError: If the file is damaged or was made with other settings.
         """
-        self._path = path
-        # As it will read back, so that the two can be compared.
-        wanted = json.loads(json.dumps({"format": FORMAT, **header}))
-        lines = [wanted]
-        if path.exists():
-            lines = _lines(path)
-            if changed := [key for key in wanted if lines[0].get(key) != wanted[key]]:
-                raise DataError(
-                    f"{path} was made with other settings ({', '.join(changed)} differ); "
-                    "choose another folder or delete the file"
-                )
-        self.known = dict(_parse(path, line) for line in lines[1:])
-        with atomic_path(path) as temporary:
-            content = "".join(json.dumps(line) + "\n" for line in lines)
-            temporary.write_text(content, encoding="utf-8")
+        self._journal = Journal(path, {"format": FORMAT, **header})
+        self.known = dict(_parse(path, row) for row in self._journal.rows)
 
     def add(self, answers: Mapping[Key, Answers]) -> None:
         """Append answers and make sure that they are on disk."""
-        with self._path.open("a", encoding="utf-8") as file:
-            for key, one in answers.items():
-                file.write(json.dumps({"key": asdict(key), "answers": asdict(one)}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._journal.append(
+            [{"key": asdict(key), "answers": asdict(one)} for key, one in answers.items()]
+        )
         self.known |= answers
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        # A kill can leave half a line at the end; it is answered again.
-        whole = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-        lines: list[dict[str, Any]] = [json.loads(line) for line in whole]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable JSON Lines file: {error}") from error
-    if not lines or not all(isinstance(line, dict) for line in lines):
-        raise DataError(f"{path}: not a file of answers; delete it")
-    return lines
 
 
 def _parse(path: Path, line: Mapping[str, Any]) -> tuple[Key, Answers]:

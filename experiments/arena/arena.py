@@ -116,7 +116,7 @@ def main() -> None:
     )
     people = People(arguments.data, seed, 100 if quick else PAIRS)
     reads = {trait: READS[trait](model, people) for trait in arguments.traits}
-    search = Judge(model, part("develop", 12, 96, quick), arguments.work_dir)
+    search = Judge(model, part("develop", 10, 96, quick), arguments.work_dir)
     trials: list[Trial] = []
     chosen: dict[str, list[Setting]] = {}
     checks: dict[str, int] = defaultdict(int)
@@ -129,7 +129,7 @@ def main() -> None:
         for peer in peers.PEERS:
             if peer in arguments.methods:
                 checks[peer] += unlike(workshop, source, peer, search.part.prompts[:CHECKED])
-    report = Judge(model, part("report", 64, 144, quick), arguments.work_dir)
+    report = Judge(model, part("report", 48, 128, quick), arguments.work_dir)
     drawn = draws(len(report.part.prompts), seed)
     rows: list[Row] = []
     gains: dict[str, dict[str, Gain]] = defaultdict(dict)  # by method and trait

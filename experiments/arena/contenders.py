@@ -39,11 +39,11 @@ from steer.trait_edit import fit
 from steer.traits import Trait, load_traits
 from steer.undosed import make_edit, undosed_edit
 
-BUDGET = 16
+BUDGET = 12
 # Shares of the model's depth; for 30 layers 8-13, 8-19 and 14-23.
 WINDOWS = ((0.27, 0.47), (0.27, 0.67), (0.47, 0.8))
 MIDDLE = (0.27, 0.67)
-KLS = (0.05, 0.1, 0.2, 0.4, 0.8)
+KLS = (0.1, 0.2, 0.4, 0.8)
 METERED = 4  # prompts on whose answers a dose is read
 SMALLEST, LARGEST = 2.0**-8, 2.0**8  # factors that are tried
 
@@ -73,9 +73,9 @@ class Effort:
     windows: tuple[tuple[float, float], ...] = WINDOWS
     kls: tuple[float, ...] = KLS
     teachers: tuple[float, ...] = (0.5, 1.0)
-    distilled_kls: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
+    distilled_kls: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
     shots: tuple[int, ...] = (1, 2, 4)
-    alphas: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    alphas: tuple[float, ...] = (0.5, 1.0, 2.0)
     pairs: int | None = None
 
 

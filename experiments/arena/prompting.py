@@ -3,7 +3,7 @@
 system prompt    each positive instruction, and all at once, as the system message or in the
                  user's message after the prompt
 few-shot         1, 2 or 4 positive answers to other prompts as earlier turns, drawn four times
-logit steering   with each pair of instructions, alpha 0.5, 1, 2 or 4
+logit steering   with each pair of instructions, alpha 0.5, 1 or 2
 """
 
 from __future__ import annotations
