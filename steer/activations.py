@@ -7,7 +7,7 @@ run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -88,13 +88,14 @@ def _forward(
 
         return hook
 
-    with _hooked(language_model, {layer: reader(layer) for layer in layers}), suppress(_Stop):
+    with hooked(language_model, {layer: reader(layer) for layer in layers}), suppress(_Stop):
         language_model.model(input_ids=ids, attention_mask=mask, use_cache=False)
     return pooled
 
 
 @contextmanager
-def _hooked(language_model: LanguageModel, hooks: dict[int, Any]) -> Iterator[None]:
+def hooked(language_model: LanguageModel, hooks: Mapping[int, Any]) -> Iterator[None]:
+    """Forward hooks on decoder layers, by index, that are taken off again."""
     handles = [
         language_model.layers[layer].register_forward_hook(hook) for layer, hook in hooks.items()
     ]
@@ -141,15 +142,24 @@ def _pad(
     )
 
 
+def check_layers(language_model: LanguageModel, layers: Sequence[int]) -> None:
+    """Refuse no layers, and layers that the model does not have.
+
+    Raises:
+        InputError: With those that it has.
+    """
+    depth = len(language_model.layers)
+    if not layers or min(layers) < 0 or max(layers) >= depth:
+        raise InputError(f"expected layers in 0..{depth - 1}, got {list(layers)}")
+
+
 def _check(
     language_model: LanguageModel,
     sequences: Sequence[tuple[Tokens, Tokens]],
     layers: Sequence[int],
     pooling: Pooling,
 ) -> None:
-    depth = len(language_model.layers)
-    if not layers or min(layers) < 0 or max(layers) >= depth:
-        raise InputError(f"expected layers in 0..{depth - 1}, got {list(layers)}")
+    check_layers(language_model, layers)
     if pooling not in ("mean", "last"):
         raise InputError(f"unknown pooling {pooling!r}; expected 'mean' or 'last'")
     for index, (_, response) in enumerate(sequences):

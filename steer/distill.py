@@ -25,12 +25,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from steer.activations import check_layers, hooked
 from steer.batches import Batch, Sequences, pad, response_logits
 from steer.chat import render
 from steer.contrast import PairSet
 from steer.edits import Edit, additive
 from steer.errors import CalibrationError, InputError
 from steer.generation import prompt_tokens
+from steer.likelihood import token_divergence
 from steer.models import LanguageModel
 
 # Tokens of the teacher's distribution that are kept: nearly all of its mass.
@@ -101,9 +103,7 @@ def distill(
         InputError: If there are no pairs, numbers differ, or a layer does not exist.
         CalibrationError: If the instructions make no difference to the model.
     """
-    depth = len(language_model.layers)
-    if not layers or min(layers) < 0 or max(layers) >= depth:
-        raise InputError(f"expected layers in 0..{depth - 1}, got {list(layers)}")
+    check_layers(language_model, layers)
     if not pairs.pairs or len(prompts) != len(pairs.pairs):
         raise InputError(f"got {len(prompts)} prompts for {len(pairs.pairs)} pairs")
     with _frozen(language_model):
@@ -162,36 +162,38 @@ def _lessons(
         sequences: Sequences = [(requests[i], answers[i]) for i in rows]
         return pad(language_model, sequences, list(range(len(rows))))
 
-    def said(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The plain model's log-probabilities, and the contrast (B, R, vocabulary)."""
+    def said(rows: Sequence[int]) -> tuple[Batch, Tensor, Tensor]:
+        """The plain batch, the plain model's log-probabilities, the contrast (B, R, vocabulary)."""
+        asked_plainly, *instructed = (
+            padded(requests, rows) for requests in (plain, positive, negative)
+        )
         with torch.no_grad():
             base, more, less = (
-                response_logits(language_model, padded(requests, rows)).log_softmax(-1)
-                for requests in (plain, positive, negative)
+                response_logits(language_model, batch).log_softmax(-1)
+                for batch in (asked_plainly, *instructed)
             )
-        return base, more - less
+        return asked_plainly, base, more - less
 
     # Answers of every length.
     spread = order[:: -(-len(order) // settings.rows)]
-    mask = padded(plain, spread).response_mask
-    alpha = _sharpness(*said(spread), mask, settings.divergence, pairs.trait)
+    alpha = _sharpness(*said(spread), settings.divergence, pairs.trait)
     for start in range(0, len(order), settings.rows):
         rows = order[start : start + settings.rows]
-        base, contrast = said(rows)
+        batch, base, contrast = said(rows)
         teacher = (base + alpha * contrast).log_softmax(-1)
         log_q, tokens = teacher.topk(min(_KEPT, teacher.shape[-1]), dim=-1)
-        yield _Lesson(padded(plain, rows), tokens, log_q)
+        yield _Lesson(batch, tokens, log_q)
 
 
 def _sharpness(
-    base: Tensor, contrast: Tensor, mask: Tensor, divergence: float, trait: str
+    batch: Batch, base: Tensor, contrast: Tensor, divergence: float, trait: str
 ) -> float:
     """The alpha at which the teacher has a given divergence, which grows with it."""
 
     def reached(alpha: float) -> bool:
         teacher = (base + alpha * contrast).log_softmax(-1)
-        each = (teacher.exp() * (teacher - base)).sum(-1)
-        return float((each * mask).sum() / mask.sum()) >= divergence
+        total = token_divergence(teacher, base, batch).sum()
+        return float(total / batch.response_mask.sum()) >= divergence
 
     low, high = 0.0, 1.0
     while not reached(high):
@@ -215,32 +217,22 @@ def _loss(
     # As in generation, from the last prompt position on.
     gate = torch.zeros(batch.ids.shape, device=vectors.device)
     gate[:, batch.prompt_length - 1 :] = 1
-    with _added(language_model, dict(zip(layers, vectors, strict=True)), gate[..., None]):
+    hooks = {
+        layer: _adder(gate[..., None] * vector)
+        for layer, vector in zip(layers, vectors, strict=True)
+    }
+    with hooked(language_model, hooks):
         log_p = response_logits(language_model, batch).log_softmax(-1)
     each = lesson.log_q.exp() * (lesson.log_q - log_p.gather(-1, lesson.tokens))  # (B, R, k)
     return (each.sum(-1) * batch.response_mask).sum() / batch.response_mask.sum()
 
 
-@contextmanager
-def _added(
-    language_model: LanguageModel, vectors: dict[int, Tensor], gate: Tensor
-) -> Iterator[None]:
-    """Own hooks: those of `steer.hooks` apply finished edits and let no gradient through."""
+def _adder(change: Tensor) -> Any:
+    """An own hook: those of `steer.hooks` apply finished edits and let no gradient through."""
 
-    def adder(vector: Tensor) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> Any:
-            h = output if isinstance(output, Tensor) else output[0]
-            edited = h + (gate * vector).to(h.device, h.dtype)
-            return edited if isinstance(output, Tensor) else (edited, *output[1:])
+    def hook(module: Any, args: Any, output: Any) -> Any:
+        h = output if isinstance(output, Tensor) else output[0]
+        edited = h + change.to(h.device, h.dtype)
+        return edited if isinstance(output, Tensor) else (edited, *output[1:])
 
-        return hook
-
-    handles = [
-        language_model.layers[layer].register_forward_hook(adder(vector))
-        for layer, vector in vectors.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hook

@@ -112,7 +112,7 @@ def divergence(
         reference = _log_probs(language_model, batch)
         with hooks.steer(rows, scope=scope, prompt_length=batch.prompt_length):
             edited = _log_probs(language_model, batch)
-        total = _divergence(edited, reference, batch)
+        total = token_divergence(edited, reference, batch).sum(1)
         result[batch.indices] = (total / batch.response_mask.sum(1)).cpu().numpy()
     return result
 
@@ -154,15 +154,14 @@ class KLMeter:
         for batch, reference in zip(self._batches, self._reference, strict=True):
             with hooks.steer(edit, scope=self._scope, prompt_length=batch.prompt_length):
                 edited = _log_probs(self._language_model, batch)
-            total += float(_divergence(edited, reference, batch).sum())
+            total += float(token_divergence(edited, reference, batch).sum())
             tokens += float(batch.response_mask.sum())
         return total / tokens
 
 
-def _divergence(edited: Tensor, reference: Tensor, batch: Batch) -> Tensor:
-    """KL of log-probabilities (B, R, vocabulary), summed over each response's tokens (B,)."""
-    each = (edited.exp() * (edited - reference)).sum(-1)  # (B, R)
-    return (each * batch.response_mask).sum(1)
+def token_divergence(edited: Tensor, reference: Tensor, batch: Batch) -> Tensor:
+    """KL (B, R) of log-probabilities (B, R, vocabulary), 0 where a response has ended."""
+    return (edited.exp() * (edited - reference)).sum(-1) * batch.response_mask
 
 
 def _log_probs(language_model: LanguageModel, batch: Batch) -> Tensor:

@@ -67,7 +67,7 @@ def coleman_liau(text: str) -> float:
     found = words(text)
     if not found:
         return 0.0
-    letters = sum(sum(character.isalnum() for character in word) for word in found)
+    letters = _letters(found)
     per_100 = 100 / len(found)
     return 0.0588 * letters * per_100 - 0.296 * sentences(text) * per_100 - 15.8
 
@@ -81,8 +81,11 @@ def automated_readability(text: str) -> float:
     found = words(text)
     if not found:
         return 0.0
-    letters = sum(sum(character.isalnum() for character in word) for word in found)
-    return 4.71 * letters / len(found) + 0.5 * len(found) / sentences(text) - 21.43
+    return 4.71 * _letters(found) / len(found) + 0.5 * len(found) / sentences(text) - 21.43
+
+
+def _letters(found: Sequence[str]) -> int:
+    return sum(sum(character.isalnum() for character in word) for word in found)
 
 
 @cache
@@ -107,32 +110,39 @@ def _is_contraction(word: str) -> bool:
 
 def casual_markers(text: str) -> float:
     """Casual marks per 100 words: contractions, slang, exclamation marks, you and I."""
-    return slang_markers(text) + familiar_markers(text)
+    found = words(text)
+    return _per_100(_slang(text, found) + _familiar(found), found)
 
 
 def slang_markers(text: str) -> float:
     """The casual marks of a chatty writer per 100 words: slang, fillers, exclamation marks."""
     found = words(text)
-    if not found:
-        return 0.0
-    return 100 * (sum(word in _CASUAL for word in found) + text.count("!")) / len(found)
+    return _per_100(_slang(text, found), found)
 
 
 def familiar_markers(text: str) -> float:
     """The casual marks of speaking to someone per 100 words: contractions, you and I."""
     found = words(text)
-    if not found:
-        return 0.0
-    marks = sum(_is_contraction(word) or word in ("i", "you", "your", "me", "my") for word in found)
-    return 100 * marks / len(found)
+    return _per_100(_familiar(found), found)
 
 
 def warm_markers(text: str) -> float:
     """Marks of warmth per 100 words: words of care, and speaking to the reader."""
     found = words(text)
-    if not found:
-        return 0.0
-    return 100 * sum(word in _WARM for word in found) / len(found)
+    return _per_100(sum(word in _WARM for word in found), found)
+
+
+def _slang(text: str, found: Sequence[str]) -> int:
+    return sum(word in _CASUAL for word in found) + text.count("!")
+
+
+def _familiar(found: Sequence[str]) -> int:
+    own = ("i", "you", "your", "me", "my")
+    return sum(_is_contraction(word) or word in own for word in found)
+
+
+def _per_100(marks: int, found: Sequence[str]) -> float:
+    return 100 * marks / len(found) if found else 0.0
 
 
 def distinct_ngrams(text: str, n: int = 3) -> float:

@@ -13,8 +13,8 @@ from steer.hooks import Scope
 from steer.prompts import check_develop_left
 
 Reading = Literal["mean-difference", "svd", "ccs", "probe", "two-step", "two-step-sign-safe"]
-Method = Reading | Literal["distilled"]
-Methods = Method | Literal["gain"]
+Method = Literal[Reading, "distilled"]
+Methods = Literal[Method, "gain"]
 Layers = Literal["ccs-jump", "middle", "gain"]
 
 
@@ -52,9 +52,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        methods = (*get_args(Reading), "distilled", "gain")
-        if self.method not in methods:
-            raise InputError(f"method: expected one of {methods}, got {self.method!r}")
+        if self.method not in get_args(Methods):
+            raise InputError(f"method: expected one of {get_args(Methods)}, got {self.method!r}")
         if self.layers not in get_args(Layers):
             raise InputError(f"layers: expected one of {get_args(Layers)}, got {self.layers!r}")
         for name, split in (("prompts", 300), ("develop_prompts", 100)):

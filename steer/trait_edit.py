@@ -13,9 +13,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from steer.activations import read_activations
 from steer.chat import render
@@ -31,6 +28,7 @@ from steer.models import LanguageModel
 from steer.prompts import load_prompts
 from steer.recipe import Method, Recipe
 from steer.resources import atomic_path, content_key
+from steer.stored import ByLayer, stored_by_layer
 from steer.subspace import Subspace, fit_subspace
 from steer.trait_entry import TraitEntry
 from steer.traits import Trait
@@ -223,19 +221,15 @@ def _read(
     layers: Sequence[int],
     recipe: Recipe,
     folder: Path,
-) -> dict[int, NDArray[np.float32]]:
+) -> ByLayer:
     """Read activations, or load what an earlier run read of exactly these sequences."""
     what = [sequences, list(layers), recipe.pooling, language_model.fingerprint.to_dict()]
     path = folder / "activations" / f"{trait}-{content_key(what)}.safetensors"
-    if path.exists():
-        try:
-            return {int(layer): values for layer, values in load_file(path).items()}
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: not stored activations ({error}); delete it") from error
-    read = read_activations(language_model, sequences, layers, pooling=recipe.pooling)
-    with atomic_path(path) as temporary:
-        save_file({str(layer): values for layer, values in read.items()}, temporary)
-    return read
+    return stored_by_layer(
+        path,
+        "stored activations",
+        lambda: read_activations(language_model, sequences, layers, pooling=recipe.pooling),
+    )
 
 
 def _dose(

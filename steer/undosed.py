@@ -10,17 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from steer.contrast import PairSet
 from steer.distill import Distillation, distill
 from steer.edits import Edit, additive, two_step
-from steer.errors import DataError
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
 from steer.recipe import Layers, Method, Methods, Reading
-from steer.resources import atomic_path, content_key
+from steer.resources import content_key
+from steer.stored import ByLayer, stored_by_layer
 from steer.subspace import Subspace, choose_layers
 
 
@@ -79,15 +77,12 @@ def undosed_edit(
     fingerprint = language_model.fingerprint.to_dict()
     what = [answers, prompts, list(layers), asdict(distillation), fingerprint]
     path = folder / "distilled" / f"{pair_set.trait}-{content_key(what)}.safetensors"
-    if path.exists():
-        try:
-            return additive({int(layer): vector for layer, vector in load_file(path).items()})
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: not a stored edit ({error}); delete it") from error
-    edit = distill(language_model, pair_set, prompts, layers, distillation, progress=progress)
-    with atomic_path(path) as temporary:
-        save_file({str(index): layer.e for index, layer in edit.layers.items()}, temporary)
-    return edit
+
+    def fitted() -> ByLayer:
+        edit = distill(language_model, pair_set, prompts, layers, distillation, progress=progress)
+        return {index: layer.e for index, layer in edit.layers.items()}
+
+    return additive(stored_by_layer(path, "a stored edit", fitted))
 
 
 def plain_prompts(pair_set: PairSet) -> list[str]:

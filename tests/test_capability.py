@@ -18,6 +18,7 @@ from steer.likelihood import mean_log_likelihood
 from steer.steerer import Steerer
 from steer.trait_entry import TraitEntry
 from steer.versions import versions
+from tests import naive
 from tests.models import BOS, FAMILIES, LAYERS, VOCABULARY, WIDTH, tiny
 
 ARENA = Path(__file__).parents[1] / "experiments" / "arena"
@@ -65,27 +66,7 @@ def plainly(language_model, context, continuation, edit=ZERO, first=None):
     """Log-probabilities (R,) and whether each is the largest; one row, naive hooks, no cache."""
     first = len(context) - 1 if first is None else first
 
-    def hook_of(layer_edit):
-        def hook(module, args, output):
-            h = output if isinstance(output, torch.Tensor) else output[0]
-            x = h.detach().numpy().copy()
-            x[:, first:] = layer_edit.apply(x[:, first:])
-            x = torch.from_numpy(x)
-            return x if isinstance(output, torch.Tensor) else (x, *output[1:])
-
-        return hook
-
-    handles = [
-        language_model.layers[index].register_forward_hook(hook_of(layer))
-        for index, layer in edit.layers.items()
-    ]
-    try:
-        with torch.no_grad():
-            ids = torch.tensor([[*context, *continuation]])
-            logits = language_model.model(ids, use_cache=False).logits[0].double()
-    finally:
-        for handle in handles:
-            handle.remove()
+    logits = naive.logits_of(language_model, [*context, *continuation], edit, first).double()
     values, largest = [], []
     for position, token in enumerate(continuation, start=len(context) - 1):
         row = logits[position]

@@ -28,6 +28,7 @@ from steer.errors import (
 )
 from steer.hooks import attach
 from steer.models import wrap_model
+from tests import naive
 from tests.models import FAMILIES, LAYERS, PAD, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
 
 ATOL = 1e-4
@@ -72,37 +73,10 @@ def pad(prompts):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def naive_hooks(language_model, edit, first):
-    """Hooks of the most obvious kind: NumPy, one row, positions >= first."""
-
-    def hook_of(layer_edit):
-        def hook(module, args, output):
-            h = output if isinstance(output, torch.Tensor) else output[0]
-            x = h.detach().numpy().copy()
-            for row in range(x.shape[0]):
-                for position in range(first, x.shape[1]):
-                    x[row, position] = layer_edit.apply(x[row, position])
-            x = torch.from_numpy(x)
-            return x if isinstance(output, torch.Tensor) else (x, *output[1:])
-
-        return hook
-
-    layers = {} if edit is None else edit.layers
-    return [
-        language_model.layers[index].register_forward_hook(hook_of(layer))
-        for index, layer in layers.items()
-    ]
-
-
 def oracle_logits(language_model, tokens, edit, prompt_length, scope="response"):
     """Logits (T, vocabulary) of one unpadded row, from one pass over all of it."""
-    handles = naive_hooks(language_model, edit, 0 if scope == "all" else prompt_length - 1)
-    try:
-        with torch.no_grad():
-            return language_model.model(torch.tensor([tokens]), use_cache=False).logits[0]
-    finally:
-        for handle in handles:
-            handle.remove()
+    first = 0 if scope == "all" else prompt_length - 1
+    return naive.logits_of(language_model, tokens, edit, first)
 
 
 def oracle_greedy(language_model, prompt, edit, new=NEW, scope="response"):

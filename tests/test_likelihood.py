@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from tokenizers.processors import TemplateProcessing
 
 from steer.chat import render
@@ -20,6 +19,7 @@ from steer.likelihood import (
 )
 from steer.models import wrap_model
 from steer.traits import Trait
+from tests import naive
 from tests.models import FAMILIES, LAYERS, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
 
 
@@ -55,26 +55,7 @@ def log_probs(language_model, prompt, response, edit=None, first=None):
     """(R, vocabulary) of each response position; one row, naive hooks, no padding."""
     first = len(prompt) - 1 if first is None else first
 
-    def hook_of(layer_edit):
-        def hook(module, args, output):
-            h = output if isinstance(output, torch.Tensor) else output[0]
-            x = h.detach().numpy().copy()
-            x[:, first:] = layer_edit.apply(x[:, first:])
-            x = torch.from_numpy(x)
-            return x if isinstance(output, torch.Tensor) else (x, *output[1:])
-
-        return hook
-
-    handles = [
-        language_model.layers[index].register_forward_hook(hook_of(layer))
-        for index, layer in (edit.layers.items() if edit else ())
-    ]
-    try:
-        with torch.no_grad():
-            logits = language_model.model(torch.tensor([[*prompt, *response]])).logits[0]
-    finally:
-        for handle in handles:
-            handle.remove()
+    logits = naive.logits_of(language_model, [*prompt, *response], edit, first)
     rows = []
     for position in range(len(prompt) - 1, len(prompt) + len(response) - 1):
         scores = [math.exp(x) for x in logits[position].tolist()]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from judging import LESS_LIKELY, MORE_INCOHERENT  # noqa: E402
 from matplotlib import colormaps  # noqa: E402
 from palm.figures import panels, save  # noqa: E402
+from tables import write_csv  # noqa: E402
 from timing import without_folder  # noqa: E402
 
 from steer.resources import atomic_path  # noqa: E402
@@ -159,13 +159,7 @@ def write(
         ("arena_report", Row, rows),
         ("arena_ratios", Ratio, ratios),
     ):
-        with (
-            atomic_path(output / f"{name}.csv") as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow([field.name for field in fields(kind)])
-            writer.writerows(map(_cells, table))
+        write_csv(output / f"{name}.csv", kind, table)
     text = markdown(content, trials, rows, ratios)
     with atomic_path(output / "arena.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -181,10 +175,6 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: str(x) if isinstance(x, float) and math.isinf(x) else x for key, x in values.items()
     }
-
-
-def _cells(line: Trial | Row | Ratio) -> list[object]:
-    return [round(x, 5) if isinstance(x, float) else x for x in asdict(line).values()]
 
 
 def markdown(

@@ -13,12 +13,11 @@ items, paired: both models answer the same ones. Written are capability.md, .csv
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from tqdm import tqdm
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
+from tables import write_csv  # noqa: E402
 from timing import without_folder  # noqa: E402
 
 import steer  # noqa: E402
@@ -306,16 +306,7 @@ def write(
     }
     with atomic_path(output / "capability.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with (
-        atomic_path(output / "capability.csv") as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows(
-            [x if isinstance(x, str | int) else round(x, 5) for x in asdict(row).values()]
-            for row in rows
-        )
+    write_csv(output / "capability.csv", Row, rows)
     text = markdown(rows, arguments.seed)
     with atomic_path(output / "capability.md") as temporary:
         temporary.write_text(text, encoding="utf-8")

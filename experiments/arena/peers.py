@@ -31,8 +31,6 @@ import numpy as np
 import torch
 from answering import Setting
 from contenders import Source, Workshop
-from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from steer.chat import render
 from steer.edits import Edit, additive
@@ -40,14 +38,13 @@ from steer.errors import SteeringError
 from steer.generation import Decoding, encode, generate_batch
 from steer.hooks import attach
 from steer.models import LanguageModel
-from steer.resources import atomic_path, content_key
+from steer.resources import content_key
+from steer.stored import ByLayer, stored_by_layer
 from steer.undosed import plain_prompts
 
 PEERS = {"repeng": "0.4.0", "steering-vectors": "0.12.2"}
 BEGINNINGS = (1, 4, 8, 16)  # tokens of an answer
 PLAIN_GREEDY = Decoding(max_new_tokens=16, repetition_penalty=1.0, no_repeat_ngram_size=None)
-
-Vectors = dict[int, NDArray[np.float32]]
 
 
 def check_site(site: Path) -> None:
@@ -74,25 +71,24 @@ def settings(workshop: Workshop, source: Source, peer: str) -> Iterator[Setting]
         yield from workshop.dosed(source, peer, layers, edit, "all", workshop.effort.kls)
 
 
-def edit_of(vectors: Vectors, layers: Sequence[int]) -> Edit:
+def edit_of(vectors: ByLayer, layers: Sequence[int]) -> Edit:
     """What a peer adds at some layers at strength 1."""
     return additive({layer: vectors[layer] for layer in layers})
 
 
-def trained(workshop: Workshop, source: Source, peer: str) -> Vectors:
+def trained(workshop: Workshop, source: Source, peer: str) -> ByLayer:
     """A peer's vectors by layer, trained once and then kept."""
     model = workshop.language_model
     texts = repeng_texts(model, source) if peer == "repeng" else answer_texts(model, source)
     what = [peer, PEERS[peer], texts, workshop.seed, model.fingerprint.to_dict()]
     path = workshop.work_dir / "peers" / f"{source.trait.name}-{content_key(what)}.safetensors"
-    if not path.exists():
+
+    def train() -> ByLayer:
         if peer == "repeng":
-            vectors = _train_repeng(model, texts, workshop.seed)
-        else:
-            vectors = _train_steering_vectors(model, texts)
-        with atomic_path(path) as temporary:
-            save_file({str(layer): vector for layer, vector in vectors.items()}, temporary)
-    return {int(layer): vector for layer, vector in load_file(path).items()}
+            return _train_repeng(model, texts, workshop.seed)
+        return _train_steering_vectors(model, texts)
+
+    return stored_by_layer(path, f"vectors of {peer}", train)
 
 
 def repeng_texts(model: LanguageModel, source: Source) -> list[tuple[str, str]]:
@@ -138,7 +134,7 @@ def _repeng() -> Any:
     return repeng
 
 
-def _train_repeng(model: LanguageModel, texts: Sequence[tuple[str, str]], seed: int) -> Vectors:
+def _train_repeng(model: LanguageModel, texts: Sequence[tuple[str, str]], seed: int) -> ByLayer:
     repeng = _repeng()
     dataset = [repeng.DatasetEntry(positive=a, negative=b) for a, b in texts]
     state = np.random.get_state()
@@ -149,10 +145,10 @@ def _train_repeng(model: LanguageModel, texts: Sequence[tuple[str, str]], seed: 
         )
     finally:
         np.random.set_state(state)
-    return {layer: np.ascontiguousarray(one) for layer, one in vector.directions.items()}
+    return {layer: one for layer, one in vector.directions.items()}
 
 
-def _train_steering_vectors(model: LanguageModel, texts: Sequence[tuple[str, str]]) -> Vectors:
+def _train_steering_vectors(model: LanguageModel, texts: Sequence[tuple[str, str]]) -> ByLayer:
     from steering_vectors import train_steering_vector
 
     vector = train_steering_vector(model.model, model.tokenizer, texts, batch_size=16)
@@ -162,7 +158,7 @@ def _train_steering_vectors(model: LanguageModel, texts: Sequence[tuple[str, str
 def differences(
     model: LanguageModel,
     peer: str,
-    vectors: Vectors,
+    vectors: ByLayer,
     layers: Sequence[int],
     factor: float,
     prompts: Sequence[str],
@@ -195,7 +191,7 @@ def _greedy(model: LanguageModel, text: str) -> tuple[int, ...]:
 
 @contextmanager
 def _applied_repeng(
-    model: LanguageModel, vectors: Vectors, layers: Sequence[int], factor: float
+    model: LanguageModel, vectors: ByLayer, layers: Sequence[int], factor: float
 ) -> Iterator[None]:
     repeng = _repeng()
     control = repeng.ControlModel(model.model, list(layers))
@@ -208,7 +204,7 @@ def _applied_repeng(
 
 @contextmanager
 def _applied_steering_vectors(
-    model: LanguageModel, vectors: Vectors, layers: Sequence[int], factor: float
+    model: LanguageModel, vectors: ByLayer, layers: Sequence[int], factor: float
 ) -> Iterator[None]:
     from steering_vectors import SteeringVector
 

@@ -14,27 +14,31 @@ figure3.png (who is served by what at size 5).
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from figures import panels, save
 from numpy.typing import NDArray
-from tasks import OBJECTIVE, TASKS, Task, common_arguments, composed, evaluations_path
 
-from steer.baselines import at_random, gpi, one_for_all, uniform
-from steer.certificate import with_unsteered, worst_delta, worst_epsilon
-from steer.cover import Closeness, grid, random_weights
-from steer.evaluation import Evaluation, measured, read_evaluations
-from steer.prune import prune_to_size
-from steer.resources import atomic_path
-from steer.route import route, usage
-from steer.sentence_encoder import embed
-from steer.uncertainty import certificate_intervals
+# What experiments share is one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from tables import write_csv  # noqa: E402
+from tasks import OBJECTIVE, TASKS, Task, common_arguments, composed, evaluations_path  # noqa: E402
+
+from steer.baselines import at_random, gpi, one_for_all, uniform  # noqa: E402
+from steer.certificate import with_unsteered, worst_delta, worst_epsilon  # noqa: E402
+from steer.cover import Closeness, grid, random_weights  # noqa: E402
+from steer.evaluation import Evaluation, measured, read_evaluations  # noqa: E402
+from steer.prune import prune_to_size  # noqa: E402
+from steer.resources import atomic_path  # noqa: E402
+from steer.route import route, usage  # noqa: E402
+from steer.sentence_encoder import embed  # noqa: E402
+from steer.uncertainty import certificate_intervals  # noqa: E402
 
 Float64 = NDArray[np.float64]
 
@@ -101,16 +105,7 @@ def main() -> None:
         path = arguments.output / "measured" / f"{name}.json"
         searches = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         notes.append(study.note(SHOWN) + spent(searches))
-    with (
-        atomic_path(arguments.output / "portfolio.csv") as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows(
-            [x if isinstance(x, str | int) else round(x, 5) for x in asdict(row).values()]
-            for row in rows
-        )
+    write_csv(arguments.output / "portfolio.csv", Row, rows)
     text = markdown(rows, notes)
     with atomic_path(arguments.output / "portfolio.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
