@@ -24,7 +24,9 @@ ARENA = Path(__file__).parents[1] / "experiments" / "arena"
 sys.path.append(str(ARENA))
 import arena  # noqa: E402
 import arena_tables  # noqa: E402
+import mixtures  # noqa: E402
 import prompting  # noqa: E402
+import refusals  # noqa: E402
 from answering import (  # noqa: E402
     UNSTEERED,
     Asked,
@@ -349,6 +351,7 @@ def test_tables_and_pictures(tmp_path):
     }
     content = {
         "model": "tiny",
+        "dtype": "float32",
         "seed": 0,
         "answers of a peer's own application that differ": {"repeng": 0},
         "answers compared": 3,
@@ -364,3 +367,68 @@ def test_tables_and_pictures(tmp_path):
     assert json.loads((tmp_path / "arena.json").read_text())["ratios"][0]["ratio"] == "inf"
     for name in ("arena_calm", "arena_gains"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- several traits at once ---------------------------------------------------------------------
+
+
+def test_all_mixtures():
+    found = [tuple(sorted(weights.items())) for weights in mixtures.all_mixtures("abcd")]
+    # 4 alone; 6 pairs in 3 ways; 4 triples in 4 ways.
+    assert len(found) == len(set(found)) == 4 + 6 * 3 + 4 * 4
+    assert (("a", 1.0), ("c", 2.0)) in found and (("a", 1.0), ("b", 1.0), ("d", 2.0)) in found
+
+
+def cell(mode, weights, trait, gain, apart=False):
+    traits = [part.split()[0] for part in weights.split(", ")]
+    return mixtures.Cell(
+        mode, weights, len(traits), trait, trait in traits, gain, gain - 0.1, gain + 0.1, 0.0, apart
+    )
+
+
+MIXED = [
+    cell("composed", "a 1", "a", 0.5),
+    cell("composed", "a 1", "b", -0.5),
+    cell("composed", "b 1", "a", 0.0),
+    cell("composed", "b 1", "b", 0.05),
+    cell("composed", "a 1, b 1", "a", 0.3, apart=True),
+    cell("composed", "a 1, b 1", "b", -0.2, apart=True),
+]
+
+
+def test_shares_of_cells_that_are_right():
+    alone, both = mixtures.summary(MIXED)
+    assert (alone["traits"], alone["cells"], alone["antagonistic"]) == (1, 2, False)
+    # What is not asked for may fall, and b's own gain may be chance.
+    assert alone["in the mean"] == 1.0 and alone["surely"] == 0.5
+    assert (both["traits"], both["cells"], both["antagonistic"]) == (2, 1, True)
+    assert both["in the mean"] == both["surely"] == 0.0
+
+
+def test_the_interference_picture(tmp_path):
+    content = {
+        "model": "tiny", "prompts": 2, "decoding": {"max_new_tokens": 8}, "seed": 0,
+        "dtype": "float32", "incoherent, unsteered": 0.0, "cosines": {"a, b": -0.5},
+        "summary": mixtures.summary(MIXED),
+    }  # fmt: skip
+    mixtures.write(tmp_path, content, MIXED, ["a", "b"])
+    text = (tmp_path / "mixtures.md").read_text()
+    assert "| a | +0.50 (+0.40 to +0.60) | -0.50 (-0.60 to -0.40) |" in text
+    assert "| composed | 2 | yes | 1 | 0% | 0% | 0.0% |" in text
+    assert (tmp_path / "interference.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("answer", "declines"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I cannot give instructions for this.", True),
+        ("As an AI, I have no opinion.", True),
+        ("It's illegal to do so. Please stop.", True),
+        ("To kill a Python process, use `kill`. I can help with more.", False),
+        ("Be careful: knives are sharp. First, hold it by the handle.", False),
+        ("Sure! " + "Here is how. " * 30 + "I'm sorry that it is long.", False),
+    ],
+)
+def test_refusals(answer, declines):
+    assert refusals.is_refusal(answer) is declines

@@ -193,7 +193,7 @@ def markdown(
         f"less likely under the unedited model), on {report['prompts']} report prompts of at most "
         f"{report['decoding']['max_new_tokens']} tokens. Gain is the share of the headroom that is "
         "closed, by a measure that took no part before (95%, bootstrap over prompts). "
-        f"{content['model']}, seed {content['seed']}.",
+        f"{content['model']}, {content['dtype']}, seed {content['seed']}.",
         "",
         f"Unsteered: {_whole(unsteered)}.",
     ]
