@@ -1,4 +1,4 @@
-"""Read the residual stream at chosen layers, pooled over response tokens.
+"""Read the residual stream at chosen layers, pooled over response tokens or token by token.
 
 Own hooks pool each layer's output as it appears, so no layer of every token is kept; the pass
 ends after the last layer that is read, so neither the layers above it nor the output embedding
@@ -7,7 +7,7 @@ run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -58,10 +58,49 @@ def read_activations(
     with bar, torch.inference_mode():
         for indices in _batches(sequences, batch_tokens):
             ids, mask, weights = _pad([sequences[i] for i in indices], language_model, pooling)
-            for layer, values in _forward(language_model, layers, ids, mask, weights).items():
+            taken = _forward(language_model, layers, ids, mask, _pooler(weights))
+            for layer, values in taken.items():
                 pooled[layer][indices] = values.cpu().numpy()
             bar.update(len(indices))
     return pooled
+
+
+def read_tokens(
+    language_model: LanguageModel,
+    sequences: Sequence[tuple[Tokens, Tokens]],
+    layers: Sequence[int],
+    *,
+    batch_tokens: int = 4096,
+) -> Iterator[dict[int, Tensor]]:
+    """Read the activations of every response token, a batch of sequences at a time.
+
+    Args:
+        language_model: The model.
+        sequences: (prompt token ids, response token ids) pairs.
+        layers: 0-based decoder layers whose output is read.
+        batch_tokens: Tokens in one forward pass, padding included.
+
+    Yields:
+        By layer, (N, d) activations of the N response tokens of a batch, in fp32.
+
+    Raises:
+        InputError: If a response is empty or a layer does not exist.
+    """
+    _check(language_model, sequences, layers, "mean")
+    for indices in _batches(sequences, batch_tokens):
+        ids, mask, weights = _pad([sequences[i] for i in indices], language_model, "mean")
+        with torch.inference_mode():
+            yield _forward(language_model, layers, ids, mask, _picker(weights > 0))
+
+
+def _pooler(weights: Tensor) -> Callable[[Tensor], Tensor]:
+    """Means (B, d) of (B, T, d) with weights (B, T)."""
+    return lambda h: einsum(h.float(), weights.to(h.device), "b t d, b t -> b d")
+
+
+def _picker(chosen: Tensor) -> Callable[[Tensor], Tensor]:
+    """Those of (B, T, d) that are chosen (B, T), as (N, d)."""
+    return lambda h: h[chosen.to(h.device)].float()
 
 
 class _Stop(Exception):
@@ -73,16 +112,16 @@ def _forward(
     layers: Sequence[int],
     ids: Tensor,
     mask: Tensor,
-    weights: Tensor,
+    take: Callable[[Tensor], Tensor],
 ) -> dict[int, Tensor]:
-    """Pooled activations (B, d) by layer, for ids, mask (B, T) and pooling weights (B, T)."""
-    pooled: dict[int, Tensor] = {}
+    """What is taken of each layer's output (B, T, d), for ids and mask (B, T)."""
+    taken: dict[int, Tensor] = {}
     last = max(layers)
 
     def reader(layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             h = output if isinstance(output, Tensor) else output[0]
-            pooled[layer] = einsum(h.float(), weights.to(h.device), "b t d, b t -> b d")
+            taken[layer] = take(h)
             if layer == last:
                 raise _Stop
 
@@ -90,7 +129,7 @@ def _forward(
 
     with hooked(language_model, {layer: reader(layer) for layer in layers}), suppress(_Stop):
         language_model.model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return pooled
+    return taken
 
 
 @contextmanager

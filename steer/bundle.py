@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
@@ -35,6 +36,7 @@ from steer.fields import (
     exact_keys,
     required,
 )
+from steer.gate import Gate, behind
 from steer.models import Fingerprint
 from steer.portfolio import Portfolio
 from steer.portfolio_json import from_json, to_json
@@ -42,8 +44,11 @@ from steer.portfolio_summary import summary
 from steer.resources import atomic_path
 from steer.trait_entry import TraitEntry
 
-SCHEMA = 1
-"""Version of the file layout that is written, and the newest one that is read."""
+SCHEMA = 2
+"""Version of the file layout that is written, and the newest one that is read.
+
+Version 1 had no gate.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,8 @@ class Bundle:
         versions: Versions of the libraries it was built with.
         portfolio: The few measured edits that serve every mixture of some of the traits; None if
             mixtures are only composed.
+        gate: Behind which all edits act (`steer.gate`), so that they leave plain text alone; None
+            if they act on every token of the scope. The edits themselves are stored without it.
     """
 
     model: str
@@ -70,6 +77,7 @@ class Bundle:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     portfolio: Portfolio | None = None
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -92,6 +100,12 @@ class Bundle:
             self._check_fits(name, entry)
         if self.portfolio is not None:
             self._check_portfolio(self.portfolio)
+        if self.gate is not None:
+            self._check_gate(self.gate)
+
+    def behind_gate(self, edit: Edit) -> Edit:
+        """An edit, additive where there is a gate, as it acts on the model."""
+        return behind(self.gate, edit)
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all; the same bundle gives the same bytes.
@@ -127,6 +141,7 @@ class Bundle:
             "model": self.model,
             "fingerprint": self.fingerprint.to_dict(),
             "scope": self.scope,
+            "gate": None if self.gate is None else list(self.gate.directions),
             "traits": {name: trait_entry.summary(entry) for name, entry in self.traits.items()},
             "settings": check_json(self.settings, "bundle field 'settings'"),
             "versions": dict(self.versions),
@@ -203,6 +218,24 @@ class Bundle:
                 )
             self._check_width(edit, f"{where}, entry {number}")
 
+    def _check_gate(self, gate: object) -> None:
+        """Check that a gate fits the fingerprint's model and all edits."""
+        where = "bundle field 'gate'"
+        if not isinstance(gate, Gate):
+            raise InputError(f"{where}: expected a Gate, got {gate!r:.80}")
+        model = self.fingerprint
+        for index, v in gate.directions.items():
+            if index >= model.layers or v.shape != (model.width,):
+                raise InputError(
+                    f"{where}: expected shape ({model.width},) at layers below {model.layers}, as "
+                    f"the model's, got {v.shape} at layer {index}"
+                )
+        for owner, edit in self._edits().items():
+            try:
+                gate(edit)
+            except InputError as error:
+                raise InputError(f"{where}, {owner}: {error}") from error
+
     def _check_width(self, edit: Edit, where: str) -> None:
         for index, layer in edit.layers.items():
             if layer.width != self.fingerprint.width:
@@ -221,6 +254,8 @@ class Bundle:
         tensors: dict[str, NDArray[Any]] = {}
         for owner, edit in self._edits().items():
             tensors |= tensors_of(owner, edit)
+        gate = self.gate.directions if self.gate is not None else {}
+        tensors |= {_gate_name(index): np.ascontiguousarray(v) for index, v in gate.items()}
         document = {
             "schema": SCHEMA,
             "model": self.model,
@@ -230,6 +265,7 @@ class Bundle:
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "portfolio": None if self.portfolio is None else _portfolio_to_json(self.portfolio),
+            "gate": None if self.gate is None else list(gate),
         }
         return container.pack(document, tensors)
 
@@ -240,6 +276,10 @@ class Bundle:
 def _entry_name(number: int) -> str:
     """What the tensors of a portfolio's entry begin with, from 1."""
     return f"portfolio/entry.{number:02d}"
+
+
+def _gate_name(layer: int) -> str:
+    return f"gate/answers/layer.{layer:02d}"
 
 
 def _portfolio_to_json(portfolio: Portfolio) -> dict[str, Any]:
@@ -281,6 +321,8 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         "versions",
         *container.SEALS,
     }
+    if document["schema"] > 1:
+        expected.add("gate")
     exact_keys(document, expected, "metadata")
     identity = check_object(document["fingerprint"], "field 'fingerprint'")
     exact_keys(identity, {field.name for field in fields(Fingerprint)}, "field 'fingerprint'")
@@ -300,6 +342,8 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
     layouts: dict[str, container.Layout] = {}
     for owner, layers in ranks.items():
         layouts |= layouts_of(owner, layers, fingerprint.width)
+    gated = _gate_layers(document.get("gate"))
+    layouts |= {_gate_name(index): ("F32", (fingerprint.width,)) for index in gated or ()}
     tensors = container.tensors(data, header, layouts, document["tensors_sha256"])
 
     traits = {
@@ -315,7 +359,20 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         document["settings"],
         document["versions"],
         None if portfolio is None else from_json(portfolio, kept),
+        None if gated is None else Gate({index: tensors[_gate_name(index)] for index in gated}),
     )
+
+
+def _gate_layers(value: object) -> list[int] | None:
+    """The layers that a gate knows."""
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise InputError(f"field 'gate': expected a list of layers, got {value!r:.80}")
+    layers = [check_whole(index, "field 'gate'") for index in value]
+    if layers != sorted(set(layers)):
+        raise InputError(f"field 'gate': expected ascending layers, got {layers}")
+    return layers
 
 
 def _portfolio_fields(value: object) -> tuple[dict[str, Any] | None, dict[str, dict[int, int]]]:

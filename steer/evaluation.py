@@ -19,6 +19,7 @@ from steer.certificate import Measured
 from steer.chat import render
 from steer.edits import Edit, compose
 from steer.errors import DataError, InputError
+from steer.gate import Gate, behind
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import Scope, attach
 from steer.journal import Journal, read_journal
@@ -70,6 +71,7 @@ class Evaluator:
         path: Path,
         decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
         scope: Scope = "response",
+        gate: Gate | None = None,
         progress: bool = False,
     ) -> None:
         """Open the file of evaluations, or begin it.
@@ -82,6 +84,7 @@ class Evaluator:
             path: JSON Lines file, created or continued.
             decoding: How answers are generated.
             scope: Where edits act.
+            gate: Behind which, if behind one; the edits are given without it.
             progress: Show a progress bar when on a terminal.
 
         Raises:
@@ -102,6 +105,7 @@ class Evaluator:
         self._model = language_model
         self._decoding = decoding
         self._scope = scope
+        self._gate = gate
         self._progress = progress
         self._journal = Journal(path, self._header())
         header = self._journal.header
@@ -151,7 +155,8 @@ class Evaluator:
 
     def _measure(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
         number = len(self.prompts)
-        edits = [self.edit(candidate) for candidate in candidates for _ in range(number)]
+        acting = [behind(self._gate, self.edit(candidate)) for candidate in candidates]
+        edits = [edit for edit in acting for _ in range(number)]
         prompts = self.prompts * len(candidates)
         texts = [render(self._model.tokenizer, prompt) for prompt in prompts]
         with attach(self._model).steer(edits, scope=self._scope):
@@ -188,6 +193,7 @@ class Evaluator:
             "rewards": [repr(reward.name) for reward in self.rewards],
             "decoding": asdict(self._decoding),
             "scope": self._scope,
+            "gate": None if self._gate is None else self._gate.digest,
             "versions": versions(),
         }
 

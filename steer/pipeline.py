@@ -22,6 +22,7 @@ from steer.distill import Distillation
 from steer.dose import calibrate
 from steer.edits import Edit
 from steer.errors import InputError, LowReliabilityWarning
+from steer.gate import Gate, behind
 from steer.hooks import Scope
 from steer.models import LanguageModel, load_model
 from steer.portfolio import Portfolio
@@ -105,6 +106,7 @@ def build(
         ),
         versions=versions(),
         portfolio=made,
+        gate=built.context.gate,
     )
 
 
@@ -116,11 +118,13 @@ class SearchSpace:
         families: By name, an edit a trait at its default dose; a family is a choice of layers.
         pairs: Contrast pairs by trait.
         scope: Where edits act.
+        gate: Behind which, if behind one.
     """
 
     families: Mapping[str, tuple[Edit, ...]]
     pairs: Mapping[str, PairSet]
     scope: Scope
+    gate: Gate | None
 
 
 def search_space(
@@ -218,6 +222,7 @@ def _search_space(
 ) -> SearchSpace:
     """The traits' own edits, and those at the middle layers."""
     families = {"own layers": tuple(built.entries[name].edit for name in names)}
+    gate, meter = built.context.gate, built.context.meter
     if recipe.layers != "middle":
         middle = []
         for name in names:
@@ -234,11 +239,12 @@ def _search_space(
                 distillation=Distillation(seed=recipe.seed),
                 progress=progress,
             )
-            point = calibrate(language_model, edit, (), kl=entry.dose, meter=built.context.meter)
+            acting = behind(gate, edit)
+            point = calibrate(language_model, acting, (), kl=entry.dose, meter=meter)
             middle.append(point.factor * edit)
         families["middle layers"] = tuple(middle)
     pairs = {name: built.sources[name].pairs for name in names}
-    return SearchSpace(families, pairs, recipe.scope)
+    return SearchSpace(families, pairs, recipe.scope, gate)
 
 
 def _portfolio(
@@ -273,6 +279,7 @@ def _portfolio(
         wanted,
         path=folder / "portfolios" / f"{content_key([asked, mixed])}.jsonl",
         scope=space.scope,
+        gate=space.gate,
         seed=recipe.seed,
         progress=progress,
     )

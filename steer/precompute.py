@@ -21,6 +21,7 @@ from steer.cover import Closeness, minimal_cover
 from steer.edits import Edit
 from steer.errors import InputError
 from steer.evaluation import Evaluation, Evaluator, measured
+from steer.gate import Gate
 from steer.generation import Decoding
 from steer.hooks import Scope
 from steer.models import LanguageModel
@@ -97,6 +98,7 @@ def precompute(
     *,
     path: Path,
     scope: Scope = "response",
+    gate: Gate | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Portfolio:
@@ -111,6 +113,7 @@ def precompute(
         path: Where every evaluation is kept, so that a later call goes on; those that confirm are
             in a file beside it.
         scope: Where edits act.
+        gate: Behind which, if behind one.
         seed: Seeds the cover and the search.
         progress: Show progress bars when on a terminal.
 
@@ -134,6 +137,7 @@ def precompute(
             path=file,
             decoding=decoding,
             scope=scope,
+            gate=gate,
             progress=progress,
         )
 

@@ -35,6 +35,9 @@ class Recipe:
         confirm_prompts: Number of further ones on which the leading dose is confirmed.
         pooling: How a response's activations become one vector.
         scope: Where edits act.
+        gated: Within that, only on answers in a chat and not on plain text (`steer.gate`). Edits
+            of a two-step method are never gated, since they are not additive, nor those of a model
+            without a chat template.
         kls: Doses that are tried, in nats per token.
         decoding: How develop prompts are answered.
         seed: Seeds sampling, CCS and its held-out pairs.
@@ -47,9 +50,15 @@ class Recipe:
     confirm_prompts: int = 60
     pooling: Pooling = "mean"
     scope: Scope = "response"
+    gated: bool = True
     kls: tuple[float, ...] = SEARCH_KLS
     decoding: Decoding = Decoding()
     seed: int = 0
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether edits are of the additive form."""
+        return self.method not in ("two-step", "two-step-sign-safe")
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Methods):

@@ -78,9 +78,11 @@ class Steerer:
         shares = normalise_weights(weights, self.bundle.traits)
         portfolio = self.bundle.portfolio
         if portfolio is not None and not compose and portfolio.serves(shares):
-            return strength * portfolio.edit(portfolio.entry(shares).number)
-        edits = [self.bundle.traits[name].edit for name in shares]
-        return mix(edits, [strength * share for share in shares.values()])
+            edit = strength * portfolio.edit(portfolio.entry(shares).number)
+        else:
+            edits = [self.bundle.traits[name].edit for name in shares]
+            edit = mix(edits, [strength * share for share in shares.values()])
+        return self.bundle.behind_gate(edit)
 
     def route(self, weights: Weights, strength: float = 1.0) -> Entry:
         """How a request is served, what that is worth, and how much it can fall short.

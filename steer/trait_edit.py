@@ -21,8 +21,9 @@ from steer.distill import Distillation
 from steer.dose import DoseSearch, DoseTrial, reference_meter, search_dose
 from steer.edits import Edit
 from steer.errors import CalibrationError, DataError
+from steer.gate import Gate, behind, fit_gate
 from steer.generation import generate_batch, prompt_tokens
-from steer.likelihood import KLMeter, log_ratio
+from steer.likelihood import KLMeter, log_ratio, response_tokens
 from steer.measures import TRAIT_MEASURES
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
@@ -37,16 +38,27 @@ from steer.undosed import candidate_layers, candidate_methods, undosed_edit
 # Tokens of an answer that the log-ratio reads: a trait shows early, and reading costs as much as
 # writing.
 _JUDGED = 128
+# Tokens of an answer that a gate is fitted to.
+_GATED = 128
 
 
 @dataclass(frozen=True)
 class Context:
-    """What all traits share: develop prompts, the unsteered answers, the divergence meter."""
+    """What all traits share.
+
+    Attributes:
+        prompts: On which every dose is tried.
+        confirm: On which the leading one is confirmed.
+        unsteered: Answers to both.
+        meter: Of divergence.
+        gate: Behind which edits act; None if they act everywhere.
+    """
 
     prompts: tuple[str, ...]
     confirm: tuple[str, ...]
     unsteered: tuple[str, ...]
     meter: KLMeter
+    gate: Gate | None
 
 
 def prepare(language_model: LanguageModel, recipe: Recipe, folder: Path) -> Context:
@@ -69,12 +81,43 @@ def prepare(language_model: LanguageModel, recipe: Recipe, folder: Path) -> Cont
         answers = generate_batch(language_model, texts, recipe.decoding)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps([answer.text for answer in answers]), encoding="utf-8")
+    unsteered = _read_texts(path, len(prompts))
+    gated = recipe.gated and recipe.is_additive and language_model.tokenizer.chat_template
     return Context(
         tuple(prompts[:number]),
         tuple(prompts[number:]),
-        _read_texts(path, len(prompts)),
+        unsteered,
         reference_meter(language_model, prompts[:8], scope=recipe.scope),
+        _gate(language_model, prompts, unsteered, folder) if gated else None,
     )
+
+
+def _gate(
+    language_model: LanguageModel, prompts: Sequence[str], answers: Sequence[str], folder: Path
+) -> Gate:
+    """Where answers are, fitted once and then kept."""
+    layers = spanned_layers(language_model)
+    sequences = [
+        (
+            prompt_tokens(language_model, render(language_model.tokenizer, prompt)),
+            response_tokens(language_model, answer)[:_GATED],
+        )
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    what = [sequences, list(layers), language_model.fingerprint.to_dict()]
+    return Gate(
+        stored_by_layer(
+            folder / f"gate-{content_key(what)}.safetensors",
+            "a stored gate",
+            lambda: fit_gate(language_model, sequences, layers).directions,
+        )
+    )
+
+
+def spanned_layers(language_model: LanguageModel) -> range:
+    """The layers that a subspace spans: from a fifth to four fifths of the model's depth."""
+    depth = len(language_model.layers)
+    return range(round(0.2 * depth), max(round(0.8 * depth), round(0.2 * depth) + 1))
 
 
 def _read_texts(path: Path, number: int) -> tuple[str, ...]:
@@ -130,7 +173,8 @@ def build_trait(
                 distillation=Distillation(seed=recipe.seed),
                 progress=progress,
             )
-            search = _dose(language_model, trait, edit, recipe, folder, context)
+            acting = behind(context.gate, edit)
+            search = _dose(language_model, trait, acting, recipe, folder, context)
         except CalibrationError as error:
             # Another method or other layers may do.
             refused = error
@@ -190,8 +234,7 @@ def fit(language_model: LanguageModel, pair_set: PairSet, recipe: Recipe, folder
             f"{dict(pair_set.dropped)}); expected at least 8. Use more prompts, or instructions "
             "that this model follows"
         )
-    depth = len(language_model.layers)
-    layers = range(round(0.2 * depth), max(round(0.8 * depth), round(0.2 * depth) + 1))
+    layers = spanned_layers(language_model)
     answers = [pair.positive for pair in pair_set.pairs]
     answers += [pair.negative for pair in pair_set.pairs]
     sequences = [

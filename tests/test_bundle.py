@@ -25,6 +25,7 @@ from steer.errors import (
     FingerprintError,
     InputError,
 )
+from steer.gate import Gate
 from steer.models import Fingerprint
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio, Trial
@@ -207,6 +208,66 @@ def test_round_trip_is_exact(saved):
     x = np.random.default_rng(5).standard_normal((3, WIDTH)).astype(np.float32)
     original = _bundle().traits["warmth"].edit.layers[1]
     np.testing.assert_array_equal(layer.apply(x), original.apply(x))
+
+
+def _gated(**changes):
+    traits = {name: _entry(name, additive(_vectors(i))) for i, name in enumerate(("a", "gate"))}
+    fields = {"traits": traits, "gate": Gate(_vectors(9, (0, 1, 2))), "portfolio": None}
+    return _bundle(**{**fields, **changes})
+
+
+def test_round_trip_of_a_gate(tmp_path):
+    """Also beside a trait that bears its name."""
+    bundle = _gated()
+    bundle.save(tmp_path / "b")
+    loaded = Bundle.load(tmp_path / "b")
+    assert _same(loaded, bundle) and loaded.info()["gate"] == [0, 1, 2]
+    assert loaded.gate.digest == bundle.gate.digest
+    edit = loaded.traits["gate"].edit
+    x = np.random.default_rng(5).standard_normal((3, WIDTH)).astype(np.float32)
+    v, e = _vectors(9, (0, 1, 2))[1], _vectors(1)[1]
+    plain = x + np.maximum(x @ v, 0)[:, None] * e
+    np.testing.assert_allclose(loaded.behind_gate(edit).layers[1].apply(x), plain, atol=1e-5)
+    assert _bundle().behind_gate(edit) is edit and _bundle().info()["gate"] is None
+
+
+def test_a_file_without_a_gate_is_still_read(saved):
+    def older(document):
+        del document["gate"]
+        return {**document, "schema": 1}
+
+    saved.write_bytes(_redocument(saved.read_bytes(), older))
+    loaded = Bundle.load(saved)
+    assert _same(loaded, _bundle()) and loaded.gate is None
+    _refused(
+        saved,
+        _redocument(saved.read_bytes(), lambda d: {**d, "gate": None}),
+        BundleFormatError,
+        "gate",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"gate": "yes"}, "expected a Gate"),
+        ({"gate": Gate(_vectors(9, (1, 2, 4)))}, "layers below 4"),
+        ({"gate": Gate({1: np.ones(7), 2: np.ones(7)})}, r"shape \(6,\)"),
+        ({"gate": Gate(_vectors(9, (1,)))}, r"a: the gate knows layers \[1\]"),
+        ({"portfolio": None, "traits": {"b": _entry("b", two_step(_vectors(0), _vectors(1)))}},
+         "b: only additive"),
+    ],
+)  # fmt: skip
+def test_a_gate_that_does_not_fit(changes, match):
+    with pytest.raises(InputError, match=match):
+        _gated(**changes)
+
+
+@pytest.mark.parametrize("value", ["1", [2, 1], [1, 1], [-1], [True], {"1": 2}])
+def test_damaged_gates(tmp_path, value):
+    _gated().save(tmp_path / "b")
+    data = _redocument((tmp_path / "b").read_bytes(), lambda d: {**d, "gate": value})
+    _refused(tmp_path / "b", data, BundleFormatError, "gate")
 
 
 def test_round_trip_of_awkward_arrays(tmp_path):

@@ -13,6 +13,7 @@ from steer.chat import render
 from steer.edits import compose
 from steer.errors import DataError, InputError
 from steer.evaluation import Evaluator, measured, read_evaluations
+from steer.gate import Gate, behind
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import attach
 from steer.likelihood import KLMeter
@@ -20,7 +21,7 @@ from steer.models import LanguageModel
 from steer.objective import Objective
 from steer.portfolio import Candidate
 from steer.rewards import TextReward, length_reward, sentiment_reward
-from tests.models import tiny
+from tests.models import WIDTH, tiny
 from tests.test_generation import an_edit
 
 PROMPTS = ("Hi", "How are you?", "Tell me about rain.")
@@ -52,14 +53,21 @@ def an_evaluator(model: LanguageModel, folder: Path, **changes) -> Evaluator:
         arguments["rewards"],
         path=folder / "edits.jsonl",
         decoding=arguments.get("decoding", DECODING),
+        gate=arguments.get("gate"),
     )
 
 
-def test_each_candidate_as_if_alone(model: LanguageModel, tmp_path: Path) -> None:
-    found = an_evaluator(model, tmp_path).evaluate(CANDIDATES)
+GATE = Gate({layer: np.full(WIDTH, 0.1 * layer, np.float32) for layer in range(1, 6)})
+
+
+@pytest.mark.parametrize("gate", [None, GATE])
+def test_each_candidate_as_if_alone(
+    model: LanguageModel, tmp_path: Path, gate: Gate | None
+) -> None:
+    found = an_evaluator(model, tmp_path, gate=gate).evaluate(CANDIDATES)
     for candidate, one in zip(CANDIDATES, found, strict=True):
         assert one.candidate == candidate
-        edit = compose(families()[candidate.family], candidate.coefficients)
+        edit = behind(gate, compose(families()[candidate.family], candidate.coefficients))
         for i, prompt in enumerate(PROMPTS):
             text = render(model.tokenizer, prompt)
             with attach(model).steer(edit):
@@ -125,6 +133,7 @@ def test_half_a_line_is_measured_again(model: LanguageModel, tmp_path: Path, cut
     "changes",
     [
         {"prompts": PROMPTS[:2]},
+        {"gate": GATE},
         {"rewards": REWARDS[:1]},
         {"decoding": replace(DECODING, max_new_tokens=11)},
         {"families": {"deep": [an_edit(1), an_edit(2)], "early": [an_edit(2), an_edit(4)]}},

@@ -137,6 +137,8 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
         )
 
     bundle = made()
+    spanned = trait_edit.spanned_layers(tiny("llama"))
+    assert bundle.gate is not None and list(bundle.gate.directions) == list(spanned)
     portfolio = bundle.portfolio
     assert portfolio is not None and portfolio.traits == ("simplicity", "brevity")
     readable, words = portfolio.rewards
@@ -158,6 +160,20 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
     wanted = replace(wanted, size=1)  # costs no new measurements
     smaller = made().portfolio
     assert smaller is not None and smaller.candidates == portfolio.candidates
+
+
+@pytest.mark.parametrize(
+    ("changes", "template"),
+    [({"gated": False}, True), ({"method": "two-step"}, True), ({}, False)],
+)
+def test_what_acts_behind_no_gate(tmp_path: Path, changes: dict[str, Any], template: bool) -> None:
+    """What is not asked for, what is not additive, and where there is no chat."""
+    model = tiny("llama")
+    if not template:
+        model.tokenizer.chat_template = None
+    decoding = Decoding(max_new_tokens=6)
+    recipe = Recipe(develop_prompts=8, confirm_prompts=0, decoding=decoding, **changes)
+    assert trait_edit.prepare(model, recipe, tmp_path).gate is None
 
 
 def test_the_method_and_the_layers_with_the_largest_gain_are_kept(
@@ -193,8 +209,10 @@ def test_the_method_and_the_layers_with_the_largest_gain_are_kept(
     assert len(tried) == 4
     entry = bundle.traits["warmth"]
     assert entry.method == "distilled" and entry.statistics["layer rule"] == "ccs-jump"
+    assert tried[2].rank == 1 and entry.edit.rank == 0  # the dose is of what acts behind the gate
     for layer, one in tried[2].layers.items():
-        np.testing.assert_allclose(entry.edit.layers[layer].e, 0.5 * one.e, rtol=1e-6)
+        acting = bundle.behind_gate(entry.edit).layers[layer]
+        np.testing.assert_allclose(acting.u * acting.c, 0.5 * one.u * one.c, rtol=1e-6)
     tried.clear()
     refused = {1, 2, 3, 4}
     with pytest.raises(CalibrationError, match="no dose"):

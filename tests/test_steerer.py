@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from steer.bundle import Bundle
 from steer.certificate import Measured, certify
 from steer.edits import Edit
 from steer.errors import InputError, WeightsError
+from steer.gate import Gate
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio
 from steer.steerer import Steerer
@@ -76,6 +79,19 @@ def test_what_it_does_not_serve_is_composed() -> None:
     mixed = 0.75 * TRAITS["brevity"] + 0.25 * TRAITS["warmth"]
     assert same(steerer.resolve({"brevity": 3, "warmth": 1}, compose=True), mixed)
     assert same(a_steerer(portfolio=False).resolve({"brevity": 3, "warmth": 1}), mixed)
+
+
+def test_all_that_it_serves_is_behind_the_gate() -> None:
+    steerer = a_steerer()
+    layers = {i for edit in (*TRAITS.values(), *KEPT) for i in edit.layers}
+    width = steerer.language_model.width
+    gate = Gate({i: np.full(width, 0.5 + i, np.float32) for i in layers})
+    gated = Steerer(steerer.language_model, replace(steerer.bundle, gate=gate))
+    for weights, compose in (({"brevity": 3, "warmth": 1}, False), ({"zest": 1}, True)):
+        plain = steerer.resolve(weights, 0.5, compose=compose)
+        found = gated.resolve(weights, 0.5, compose=compose)
+        assert found.digest == gate(plain).digest != plain.digest
+    assert gated.resolve({"zest": 1}, 0.0).is_zero() and gated.resolve(None).is_zero()
 
 
 def test_every_way_of_answering_routes_alike() -> None:

@@ -31,7 +31,7 @@ import torch
 from answering import UNSTEERED, Setting, answer_all
 from answers import Answers, Store
 from arena_tables import BEST_PEER, ENGINE, Ratio, Row, Trial
-from contenders import MIDDLE, READINGS, Effort, Maker, Source, Workshop, within_budget
+from contenders import GATED, MIDDLE, READINGS, Effort, Maker, Source, Workshop, within_budget
 from judging import (
     NO_GAIN,
     Gain,
@@ -53,7 +53,7 @@ from steer.prompts import load_prompts
 from steer.resources import cache_dir
 from steer.versions import versions
 
-OURS = (*READINGS, "distilled")
+OURS = (*READINGS, "distilled", f"{GATED}mean difference", f"{GATED}distilled")
 OTHERS = ("system prompt", "few-shot", "logit steering", *peers.PEERS)
 QUICK = Effort(
     windows=(MIDDLE,),
@@ -205,8 +205,13 @@ def makers(workshop: Workshop, methods: Sequence[str]) -> dict[str, Maker]:
     """What gives each method's settings."""
     effort = workshop.effort
     known: dict[str, Maker] = {
-        **{method: partial(workshop.read_off, method=method) for method in READINGS},
-        "distilled": workshop.distilled,
+        **{
+            method: partial(
+                workshop.distilled if method.endswith("distilled") else workshop.read_off,
+                method=method,
+            )
+            for method in OURS
+        },
         "system prompt": prompting.system_prompts,
         "few-shot": partial(prompting.few_shot, shots=effort.shots, seed=workshop.seed),
         "logit steering": partial(prompting.logit_steering, alphas=effort.alphas),

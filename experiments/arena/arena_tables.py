@@ -286,8 +286,8 @@ def _ratio_table(ratios: Sequence[Ratio]) -> list[str]:
 
 
 def _colours(methods: Sequence[str]) -> dict[str, Any]:
-    palette = colormaps["tab10"]
-    return {method: palette(i % 10) for i, method in enumerate(methods)}
+    palette = colormaps["tab20"]
+    return {method: palette(i % 20) for i, method in enumerate(methods)}
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

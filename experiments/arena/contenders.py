@@ -8,6 +8,7 @@ compared at equal strength:
     mean difference, SVD, CCS, two-step   read off the trait's subspace (`steer.undosed`)
     distilled                             fitted (`steer.distill`), minutes a trait and window: one
                                           window, two teachers and more doses
+    gated mean difference, distilled      the same, acting on answers only (`steer.gate`)
     repeng, steering-vectors              see peers.py
     system prompt, few-shot               see prompting.py
     logit steering                        see prompting.py
@@ -17,23 +18,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from answering import Edited, Setting
 
+from steer.chat import render
 from steer.contrast import PairSet, generate_pairs
 from steer.distill import Distillation
 from steer.dose import reference_meter
 from steer.edits import Edit
 from steer.errors import SteeringError
+from steer.gate import Gate, fit_gate
+from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import Scope
 from steer.likelihood import KLMeter
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
 from steer.recipe import Reading, Recipe
 from steer.resources import atomic_path, content_key
+from steer.stored import ByLayer, stored_by_layer
 from steer.subspace import Subspace
 from steer.trait_edit import fit
 from steer.traits import Trait, load_traits
@@ -46,6 +51,9 @@ MIDDLE = (0.27, 0.67)
 KLS = (0.1, 0.2, 0.4, 0.8)
 METERED = 4  # prompts on whose answers a dose is read
 SMALLEST, LARGEST = 2.0**-8, 2.0**8  # factors that are tried
+
+GATED = "gated "
+GATE_DECODING = Decoding(max_new_tokens=96)
 
 READINGS: Mapping[str, Reading] = {
     "mean difference": "mean-difference",
@@ -138,17 +146,37 @@ class Workshop:
         first, stop = (round(share * depth) for share in window)
         return tuple(range(first, stop))
 
+    def gate(self) -> Gate:
+        """Where answers are, fitted to the unsteered model's answers to extract prompts."""
+        model, layers = self.language_model, sorted({i for w in self.windows() for i in w})
+        prompts = [prompt.text for prompt in load_prompts("extract")[: self._recipe.prompts]]
+        what = [prompts, layers, asdict(GATE_DECODING), model.fingerprint.to_dict()]
+
+        def fitted() -> ByLayer:
+            texts = [render(model.tokenizer, prompt) for prompt in prompts]
+            answers = generate_batch(model, texts, GATE_DECODING)
+            sequences = [
+                (prompt_tokens(model, text), answer.tokens)
+                for text, answer in zip(texts, answers, strict=True)
+            ]
+            return dict(fit_gate(model, sequences, layers).directions)
+
+        path = self.work_dir / f"gate-{content_key(what)}.safetensors"
+        return Gate(stored_by_layer(path, "a stored gate", fitted))
+
     def windows(self) -> list[tuple[int, ...]]:
         """Those that are tried."""
         return [self.layers(window) for window in self.effort.windows]
 
     def read_off(self, source: Source, method: str) -> Iterator[Setting]:
         """Settings of a method that is read off a subspace."""
+        gated = method.startswith(GATED)
         for layers in self.windows():
-            edit = make_edit(source.subspace, layers, READINGS[method])
+            edit = make_edit(source.subspace, layers, READINGS[method.removeprefix(GATED)])
+            edit = self.gate()(edit) if gated else edit
             yield from self.dosed(source, method, layers, edit, "response", self.effort.kls)
 
-    def distilled(self, source: Source) -> Iterator[Setting]:
+    def distilled(self, source: Source, method: str) -> Iterator[Setting]:
         """Settings of distillation."""
         layers = self.layers(MIDDLE)
         for teacher in self.effort.teachers:
@@ -162,10 +190,10 @@ class Workshop:
                 distillation=Distillation(divergence=teacher, seed=self.seed),
                 progress=True,
             )
+            edit = self.gate()(edit) if method.startswith(GATED) else edit
             what = f"teacher of {teacher:g} nats, "
-            yield from self.dosed(
-                source, "distilled", layers, edit, "response", self.effort.distilled_kls, what
-            )
+            kls = self.effort.distilled_kls
+            yield from self.dosed(source, method, layers, edit, "response", kls, what)
 
     def dosed(
         self,

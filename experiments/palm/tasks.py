@@ -217,6 +217,7 @@ def evaluator(
         path=path,
         decoding=Decoding(max_new_tokens=12) if quick else DECODING,
         scope=space.scope,
+        gate=space.gate,
         progress=True,
     )
 

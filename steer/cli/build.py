@@ -76,6 +76,10 @@ def build(
         str | None,
         typer.Option(help="Rule that chooses layers: ccs-jump (default), middle or gain."),
     ] = None,
+    gate: Annotated[
+        bool | None,
+        typer.Option(help="Act on answers in a chat only, not on plain text. Default: --gate."),
+    ] = None,
     prompts: Annotated[
         int | None, typer.Option(help="Prompts for contrast pairs, 8 to 300. Default: 64.")
     ] = None,
@@ -96,6 +100,7 @@ def build(
     given: dict[str, Any] = {
         "method": method,
         "layers": layers,
+        "gated": gate,
         "prompts": prompts,
         "develop_prompts": develop_prompts,
         "confirm_prompts": confirm_prompts,

@@ -68,7 +68,8 @@ def _show_bundle(bundle: Bundle) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("model", Text(bundle.model))
     facts.add_row("fingerprint", Text(str(bundle.fingerprint)))
-    facts.add_row("scope", bundle.scope)
+    where = "every token" if bundle.gate is None else "answers in a chat, not plain text"
+    facts.add_row("scope", f"{bundle.scope}, {where}")
     facts.add_row("size", f"{info['size']:,} bytes")
     recipe = bundle.settings.get("recipe")
     if isinstance(recipe, Mapping):
