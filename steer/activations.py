@@ -90,7 +90,8 @@ def read_tokens(
     for indices in _batches(sequences, batch_tokens):
         ids, mask, weights = _pad([sequences[i] for i in indices], language_model, "mean")
         with torch.inference_mode():
-            yield _forward(language_model, layers, ids, mask, _picker(weights > 0))
+            taken = _forward(language_model, layers, ids, mask, _picker(weights > 0))
+        yield taken
 
 
 def _pooler(weights: Tensor) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,383 @@
+"""Ideas for better edits, each on its own against the plain mean difference, at one dose.
+
+    python experiments/arena/ablations.py --data FOLDER            # an hour of a core
+    python experiments/arena/ablations.py --data FOLDER --quick    # minutes: shows that it runs
+
+FOLDER holds what people prefer (people.py) and `wikitext2/valid.txt`. The base is the mean
+difference over the response's tokens, at the middle layers, added to every token of the answer.
+Each variant changes one thing. All have the same divergence from the unedited model on its own
+answers, and answer the same develop prompts, which took no part in arena.py's search. Gains are by
+both measures of a trait (reads.py). What a variant does to plain text is the ratio of WikiText-2's
+perplexities, per token, edited on every token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from answering import UNSTEERED, Edited, Setting, answer_all
+from answers import Store
+from contenders import MIDDLE, Effort, Source, Workshop
+from judging import coherence, draws, gain, values
+from reads import PAIRS, READS, People
+
+# What experiments share is one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from palm.figures import panels, save  # noqa: E402
+from tables import write_csv  # noqa: E402
+from timing import without_folder  # noqa: E402
+
+import steer  # noqa: E402
+from steer.batches import Sequences, batches, response_logits  # noqa: E402
+from steer.contrast import PairSet  # noqa: E402
+from steer.distill import Distillation  # noqa: E402
+from steer.edits import ZERO, Edit  # noqa: E402
+from steer.generation import Decoding  # noqa: E402
+from steer.hooks import Scope, attach  # noqa: E402
+from steer.likelihood import log_ratio  # noqa: E402
+from steer.models import LanguageModel  # noqa: E402
+from steer.prompts import load_prompts  # noqa: E402
+from steer.recipe import Reading, Recipe  # noqa: E402
+from steer.resources import atomic_path, cache_dir  # noqa: E402
+from steer.subspace import Subspace  # noqa: E402
+from steer.trait_edit import fit  # noqa: E402
+from steer.undosed import candidate_layers, make_edit, plain_prompts, undosed_edit  # noqa: E402
+from steer.versions import versions  # noqa: E402
+
+BASE = "mean difference"
+CHUNK, CHUNKS, APART = 256, 16, 4  # tokens of a piece of WikiText, pieces, every so many
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one variant does for one trait.
+
+    Attributes:
+        trait: The trait.
+        variant: What is changed.
+        dose: Divergence, nats per token.
+        search: Gain by the search measure, share of the headroom.
+        search_low: Lower end of its interval.
+        search_high: Upper end.
+        report: Gain by the other measure.
+        report_low: Lower end.
+        report_high: Upper end.
+        incoherent: Share of answers that loop or are broken.
+        relevant: Share about their prompt.
+        log_likelihood: Under the unedited model, nats per token.
+        perplexity: Of plain text, edited over unedited.
+    """
+
+    trait: str
+    variant: str
+    dose: float
+    search: float
+    search_low: float
+    search_high: float
+    report: float
+    report_low: float
+    report_high: float
+    incoherent: float
+    relevant: float
+    log_likelihood: float
+    perplexity: float
+
+
+Maker = Callable[[Workshop, Source], tuple[Edit, Scope]]
+
+
+def main() -> None:
+    """Make all variants, answer, and write the table."""
+    arguments = read_arguments()
+    torch.set_num_threads(arguments.threads)
+    quick, seed = arguments.quick, arguments.seed
+    model = steer.load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
+    workshop = Workshop(
+        model,
+        build_dir=arguments.build_dir,
+        work_dir=arguments.work_dir,
+        effort=Effort(),
+        seed=seed,
+    )
+    people = People(arguments.data, seed, 100 if quick else PAIRS)
+    reads = {trait: READS[trait](model, people) for trait in arguments.traits}
+    number, tokens = (4, 24) if quick else (16, 96)
+    prompts = [prompt.text for prompt in load_prompts("develop")][10 : 10 + number]
+    decoding = Decoding(max_new_tokens=tokens)
+    header = {
+        "model": model.fingerprint.to_dict(),
+        "prompts": prompts,
+        "decoding": asdict(decoding),
+        "versions": versions(),
+    }
+    plain = plain_text(model, arguments.data, 2 if quick else CHUNKS)
+    usual = text_likelihood(model, ZERO, "response", plain)
+    drawn = draws(number, seed)
+    rows = []
+    for trait in arguments.traits:
+        store = Store(arguments.work_dir / "ablations" / f"{trait}.jsonl", header)
+        source = workshop.source(trait)
+        settings = []
+        for name, make in variants(quick).items():
+            edit, scope = make(workshop, source)
+            factor = workshop.factors(edit, scope, [arguments.dose]).get(arguments.dose)
+            if factor is None:
+                print(f"{trait}, {name}: does not reach {arguments.dose:g} nats")
+                continue
+            settings.append(Setting(trait, name, name, Edited(factor * edit, scope)))
+        unsteered, *found = answer_all(model, [UNSTEERED, *settings], prompts, decoding, store)
+        for setting, answers in zip(settings, found, strict=True):
+            whole, how = coherence(prompts, answers), setting.how
+            assert isinstance(how, Edited)
+            gains = []
+            for reward in (reads[trait].search, reads[trait].report):
+                after, before = (values(reward, prompts, x) for x in (answers, unsteered))
+                one = gain(after, before, drawn)
+                gains += [one.value, *one.interval]
+            loss = usual - text_likelihood(model, how.edit, how.scope, plain)
+            rows.append(
+                Row(
+                    trait,
+                    setting.name,
+                    arguments.dose,
+                    *gains,
+                    whole.incoherent,
+                    whole.relevant,
+                    whole.log_likelihood,
+                    float(np.exp(loss)),
+                )
+            )
+    content = {
+        "command": " ".join(
+            ["python", "experiments/arena/ablations.py", *map(without_folder, sys.argv[1:])]
+        ),
+        "model": model.name,
+        "fingerprint": str(model.fingerprint),
+        "dtype": arguments.dtype,
+        "seed": seed,
+        "dose": arguments.dose,
+        "versions": versions(),
+        "prompts": number,
+        "decoding": asdict(decoding),
+        "measures": {
+            trait: {"search": one.search.name, "report": one.report.name}
+            for trait, one in reads.items()
+        },
+        "rows": [asdict(row) for row in rows],
+    }
+    write(arguments.output, content, rows)
+
+
+def read_arguments() -> argparse.Namespace:
+    """What the script is told."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--model", default=None, help="local folder or hub id")
+    parser.add_argument("--build-dir", type=Path, default=cache_dir() / "build")
+    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "arena" / "peers")
+    parser.add_argument("--traits", nargs="+", choices=list(READS), default=None)
+    parser.add_argument("--dose", type=float, default=0.2, help="nats per token")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="only show that it runs")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "arena"
+    )
+    arguments = parser.parse_args()
+    if arguments.traits is None:
+        arguments.traits = ["formality"] if arguments.quick else list(READS)
+    if arguments.quick:
+        arguments.work_dir /= "quick"
+    return arguments
+
+
+def variants(quick: bool) -> dict[str, Maker]:
+    """By name, the base and what changes one thing of it."""
+    made: dict[str, Maker] = {
+        BASE: base,
+        "first layers of the window": partial(base, window=(0.27, 0.47)),
+        "later layers": partial(base, window=(0.47, 0.8)),
+        "all layers of the subspace": partial(base, window=(0.2, 0.8)),
+        "one layer, in the middle": partial(base, window=(0.47, 0.5)),
+        "layers by CCS loss": by_ccs_loss,
+        "prompt edited too": partial(base, scope="all"),
+        "first singular vector": partial(base, reading="svd"),
+        "CCS normal": partial(base, reading="ccs"),
+        "logistic probe": partial(base, reading="probe"),
+        "last token instead of mean": last_token,
+        "half of the pairs, by log-ratio": better_half,
+        "gated": partial(base, gated=True),
+        "distilled": distilled,
+        "distilled, sharper teacher": partial(distilled, teacher=1.0),
+        "distilled, gated": partial(distilled, gated=True),
+    }
+    return {name: made[name] for name in (BASE, "gated")} if quick else made
+
+
+def base(
+    workshop: Workshop,
+    source: Source,
+    *,
+    window: tuple[float, float] = MIDDLE,
+    reading: Reading = "mean-difference",
+    scope: Scope = "response",
+    gated: bool = False,
+) -> tuple[Edit, Scope]:
+    """Read off the trait's subspace."""
+    edit = make_edit(source.subspace, workshop.layers(window), reading)
+    return (workshop.gate()(edit) if gated else edit), scope
+
+
+def by_ccs_loss(workshop: Workshop, source: Source) -> tuple[Edit, Scope]:
+    """CHAMELEON's choice of layers."""
+    (layers,) = candidate_layers(source.subspace, "ccs-jump").values()
+    return make_edit(source.subspace, layers, "mean-difference"), "response"
+
+
+def last_token(workshop: Workshop, source: Source) -> tuple[Edit, Scope]:
+    """Activations of each answer's last token."""
+    return _refitted(workshop, source.pairs, Recipe(seed=workshop.seed, pooling="last"))
+
+
+def better_half(workshop: Workshop, source: Source) -> tuple[Edit, Scope]:
+    """Pairs in whose answers the model itself hears the trait best."""
+    pairs, asked = source.pairs.pairs, plain_prompts(source.pairs)
+    heard = [
+        log_ratio(
+            workshop.language_model, source.trait, asked, [getattr(p, pole).text for p in pairs]
+        )
+        for pole in ("positive", "negative")
+    ]
+    order = np.argsort(heard[1] - heard[0], kind="stable")
+    kept = sorted(order[: max(8, len(pairs) // 2)].tolist())
+    half = replace(source.pairs, pairs=tuple(pairs[i] for i in kept))
+    return _refitted(workshop, half, Recipe(seed=workshop.seed))
+
+
+def _refitted(workshop: Workshop, pairs: PairSet, recipe: Recipe) -> tuple[Edit, Scope]:
+    subspace: Subspace = fit(
+        workshop.language_model, pairs, recipe, workshop.work_dir / "ablations"
+    )
+    return make_edit(subspace, workshop.layers(MIDDLE), "mean-difference"), "response"
+
+
+def distilled(
+    workshop: Workshop, source: Source, *, teacher: float = 0.5, gated: bool = False
+) -> tuple[Edit, Scope]:
+    """Fitted to what the instructions do."""
+    edit = undosed_edit(
+        workshop.language_model,
+        source.pairs,
+        source.subspace,
+        workshop.layers(MIDDLE),
+        "distilled",
+        workshop.work_dir,
+        distillation=Distillation(divergence=teacher, seed=workshop.seed),
+        progress=True,
+    )
+    return (workshop.gate()(edit) if gated else edit), "response"
+
+
+def plain_text(model: LanguageModel, data: Path, chunks: int) -> Sequences:
+    """Pieces of WikiText-2, each after the token that begins a text."""
+    text = (data / "wikitext2" / "valid.txt").read_text(encoding="utf-8")
+    step = CHUNK * APART
+    # Enough letters for all pieces: no token of running English has ten.
+    ids = model.tokenizer(text[: 10 * step * chunks], verbose=False).input_ids
+    start = model.tokenizer.bos_token_id
+    pieces = [ids[i * step : i * step + CHUNK] for i in range(chunks)]
+    return [([start], p) if start is not None else (p[:1], p[1:]) for p in pieces]
+
+
+def text_likelihood(model: LanguageModel, edit: Edit, scope: Scope, sequences: Sequences) -> float:
+    """Mean log-likelihood of tokens under an edit, in nats."""
+    total = tokens = 0.0
+    for batch in batches(model, sequences, 2048):
+        with (
+            torch.inference_mode(),
+            attach(model).steer(edit, scope=scope, prompt_length=batch.prompt_length),
+        ):
+            logits = response_logits(model, batch)
+        targets = batch.ids[:, batch.prompt_length :, None]
+        chosen = logits.gather(-1, targets)[..., 0] - logits.logsumexp(-1)
+        total += float((chosen * batch.response_mask).sum())
+        tokens += float(batch.response_mask.sum())
+    return total / tokens
+
+
+def write(output: Path, content: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Write the tables and the picture, and print the table."""
+    with atomic_path(output / "ablations.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_csv(output / "ablations.csv", Row, rows)
+    text = markdown(content, rows)
+    with atomic_path(output / "ablations.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text)
+    draw(rows, output / "ablations.png")
+
+
+def markdown(content: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """The table as Markdown: a line a variant, gains by trait, means over traits."""
+    traits = list(dict.fromkeys(row.trait for row in rows))
+    lines = [
+        f"{content['model']}, {content['dtype']}, seed {content['seed']}; {content['dose']:g} nats "
+        f"per token, {content['prompts']} develop prompts of at most "
+        f"{content['decoding']['max_new_tokens']} tokens. Gains are shares of the headroom by the "
+        "search measure / the report measure. Perplexity is of plain text, edited over unedited: "
+        "mean, and the largest of the traits.",
+        "",
+        "| | " + " | ".join(traits) + " | mean gain | looping or broken | plain perplexity |",
+        "|---" * (len(traits) + 4) + "|",
+    ]
+    for variant in dict.fromkeys(row.variant for row in rows):
+        mine = {row.trait: row for row in rows if row.variant == variant}
+        cells = [
+            f"{mine[t].search:+.2f} / {mine[t].report:+.2f}" if t in mine else "" for t in traits
+        ]
+        search, report, broken = (
+            float(np.mean([getattr(row, field) for row in mine.values()]))
+            for field in ("search", "report", "incoherent")
+        )
+        ratios = [row.perplexity for row in mine.values()]
+        lines.append(
+            f"| {variant} | " + " | ".join(cells) + f" | {search:+.2f} / {report:+.2f} "
+            f"| {broken:.1%} | ×{np.mean(ratios):.3f}, ×{max(ratios):.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Mean gain by variant against what it does to plain text."""
+    names = list(dict.fromkeys(row.variant for row in rows))
+    figure, axes = panels(1, 2, 5.0, 0.3 * len(names) + 1.2)
+    for axis, fields, label in (
+        (axes[0, 0], ("search", "report"), "mean share of the headroom closed"),
+        (axes[0, 1], ("perplexity",), "plain text: perplexity, edited over unedited"),
+    ):
+        for place, name in enumerate(reversed(names)):
+            mine = [row for row in rows if row.variant == name]
+            for field, colour in zip(fields, ("#1f6fb2", "#e0872e"), strict=False):
+                mean = float(np.mean([getattr(row, field) for row in mine]))
+                axis.plot(mean, place, "o", color=colour, label=field if not place else None)
+        axis.set_yticks(range(len(names)), names[::-1], fontsize=8)
+        axis.set_xlabel(label, fontsize=9)
+        axis.grid(axis="y", color="0.9")
+    axes[0, 0].axvline(0, color="0.7", lw=1)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 1].axvline(1, color="0.7", lw=1)
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    main()
