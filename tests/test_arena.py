@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -331,6 +332,18 @@ def test_the_frontier():
     assert arena_tables.frontier(points) == [(0.0, 0.3), (3.0, 0.5), (5.0, 0.9)]
 
 
+def test_gains_by_band():
+    """A trial is 0.5 nats per token less likely than nothing: within 0.5 of -0.2, not of 0.1."""
+    trials = [trial("CCS", "1", 0.2), trial("CCS", "2", 0.9, False), trial("few-shot", "1", 0.1)]
+    other = replace(trial("CCS", "1", 0.4), trait="warm")
+    near, far = {"log_likelihood": -0.2}, {"log_likelihood": 0.1}
+    assert arena_tables.by_band([*trials, other], ["CCS"], near, 0.5) == pytest.approx(0.3)
+    assert arena_tables.by_band([*trials, other], ["few-shot"], near, 0.5) == pytest.approx(0.05)
+    assert arena_tables.by_band([*trials, other], ["CCS"], far, 0.5) == 0.0
+    negative = [trial("CCS", "1", -0.2)]
+    assert arena_tables.by_band(negative, ["CCS"], near, 0.5) == 0.0
+
+
 def test_tables_and_pictures(tmp_path):
     trials = arena.with_chosen(
         [trial("CCS", "1", 0.2), trial("CCS", "2", 0.4), trial("few-shot", "1", 0.1, False)]
@@ -352,6 +365,7 @@ def test_tables_and_pictures(tmp_path):
     content = {
         "model": "tiny",
         "dtype": "float32",
+        "ours": ["CCS"],
         "seed": 0,
         "answers of a peer's own application that differ": {"repeng": 0},
         "answers compared": 3,
@@ -363,6 +377,8 @@ def test_tables_and_pictures(tmp_path):
     text = (tmp_path / "arena.md").read_text()
     assert "| CCS | 2 | +0.40 | +0.40 (+0.30 to +0.50) | 0%" in text
     assert "| few-shot | none of 1 admissible |" in text
+    assert "| this engine | +0.40 | +0.40 | +0.40 |" in text
+    assert "| best peer | +0.00 | +0.00 | +0.00 |" in text
     assert "| this engine | inf (inf to inf) | inf (inf to inf) |" in text
     assert json.loads((tmp_path / "arena.json").read_text())["ratios"][0]["ratio"] == "inf"
     for name in ("arena_calm", "arena_gains"):

@@ -82,6 +82,13 @@ def test_figure_1(tmp_path: Path) -> None:
     assert (tmp_path / "figure1.png").read_bytes().startswith(PNG)
 
 
-@pytest.mark.parametrize("script", ["palm/held_out.py", "validate_rewards.py", "arena/arena.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "palm/held_out.py",
+        "validate_rewards.py",
+        *(f"arena/{name}.py" for name in ("arena", "ablations", "mixtures", "refusals")),
+    ],
+)
 def test_they_say_what_they_want(script: str) -> None:
     assert "--model" in run(EXPERIMENTS / script, "--help")

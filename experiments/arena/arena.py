@@ -147,6 +147,7 @@ def main() -> None:
         "model": model.name,
         "fingerprint": str(model.fingerprint),
         "dtype": arguments.dtype,
+        "ours": list(OURS),
         "seed": seed,
         "versions": versions(),
         "peers": {name: peers.PEERS[name] for name in checks},

@@ -23,6 +23,7 @@ from steer.soundness import LESS_RELEVANT  # noqa: E402
 
 ENGINE, BEST_PEER = "this engine", "best peer"
 TARGET = 1.5
+BANDS = (0.25, 0.5, LESS_LIKELY)  # nats per token
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def markdown(
         ]
     for trait in dict.fromkeys(trial.trait for trial in trials):
         lines += ["", *_trait_table(trait, content, trials, rows)]
-    lines += ["", *_ratio_table(ratios)]
+    lines += ["", *_ratio_table(ratios), "", *_band_table(content, trials)]
     return "\n".join(lines) + "\n"
 
 
@@ -285,9 +286,46 @@ def _ratio_table(ratios: Sequence[Ratio]) -> list[str]:
     return lines
 
 
+def by_band(
+    trials: Sequence[Trial], methods: Sequence[str], unsteered: Mapping[str, float], band: float
+) -> float:
+    """Mean over traits of the largest develop gain of some methods, within a band of likelihood.
+
+    Settings are held to the other bounds too; where none is left the gain is 0.
+    """
+    best = dict.fromkeys((trial.trait for trial in trials), 0.0)
+    for trial in trials:
+        within = trial.log_likelihood >= unsteered["log_likelihood"] - band
+        if trial.method in methods and trial.admissible and within:
+            best[trial.trait] = max(best[trial.trait], trial.gain)
+    return sum(best.values()) / len(best)
+
+
+def _band_table(content: Mapping[str, Any], trials: Sequence[Trial]) -> list[str]:
+    """What each method gains if answers must stay closer to the unsteered model's."""
+    unsteered = content["parts"]["develop"]["unsteered"]
+    methods = list(dict.fromkeys(trial.method for trial in trials))
+    groups = {method: [method] for method in methods}
+    groups |= {ENGINE: content["ours"], BEST_PEER: [m for m in methods if m not in content["ours"]]}
+    lines = [
+        "### Closer to the unsteered model",
+        "",
+        "Mean over traits of each method's largest develop gain, by the search measure, among "
+        "settings whose answers lose at most so many nats per token under the unedited model.",
+        "",
+        "| | " + " | ".join(f"{band:g} nats" for band in BANDS) + " |",
+        "|---" * (len(BANDS) + 1) + "|",
+    ]
+    for name, members in groups.items():
+        cells = (f"{by_band(trials, members, unsteered, band):+.2f}" for band in BANDS)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def _colours(methods: Sequence[str]) -> dict[str, Any]:
-    palette = colormaps["tab20"]
-    return {method: palette(i % 20) for i, method in enumerate(methods)}
+    # Strong ones only: pale bars are answers that are not whole.
+    palette = [*colormaps["tab10"].colors, "#111111", "#b8860b"]
+    return {method: palette[i % len(palette)] for i, method in enumerate(methods)}
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
