@@ -380,7 +380,8 @@ def test_tables_and_pictures(tmp_path):
     assert "| this engine | +0.40 | +0.40 | +0.40 |" in text
     assert "| best peer | +0.00 | +0.00 | +0.00 |" in text
     assert "| this engine | inf (inf to inf) | inf (inf to inf) |" in text
-    assert json.loads((tmp_path / "arena.json").read_text())["ratios"][0]["ratio"] == "inf"
+    assert json.loads((tmp_path / "arena.json").read_text())["bounds"]["less relevant"] == 0.1
+    assert "all,this engine,best peer,inf,inf,inf" in (tmp_path / "arena_ratios.csv").read_text()
     for name in ("arena_calm", "arena_gains"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

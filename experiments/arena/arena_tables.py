@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,7 @@ def write(
     rows: Sequence[Row],
     ratios: Sequence[Ratio],
 ) -> None:
-    """Write the tables and pictures, and print the table."""
+    """Write the tables and pictures, and print the table; rows are in CSV files only."""
     command = ["python", "experiments/arena/arena.py", *map(without_folder, sys.argv[1:])]
     whole = {
         "command": " ".join(command),
@@ -148,9 +147,6 @@ def write(
             "less likely, nats per token": LESS_LIKELY,
             "less relevant": LESS_RELEVANT,
         },
-        "trials": [asdict(trial) for trial in trials],
-        "rows": [asdict(row) for row in rows],
-        "ratios": [_finite(asdict(one)) for one in ratios],
     }
     with atomic_path(output / "arena.json") as temporary:
         text = json.dumps(whole, indent=1, allow_nan=False)
@@ -169,13 +165,6 @@ def write(
         mine = [trial for trial in trials if trial.trait == trait]
         draw_frontier(mine, content, output / f"arena_{trait}.png")
     draw_gains(rows, output / "arena_gains.png")
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity."""
-    return {
-        key: str(x) if isinstance(x, float) and math.isinf(x) else x for key, x in values.items()
-    }
 
 
 def markdown(
