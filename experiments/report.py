@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import without_folder
+from timing import command
 from tqdm import tqdm
 
 import steer
@@ -136,9 +135,7 @@ def write_table(steerer: Steerer, paths: dict[str, Path], decoding: Decoding, ou
         "decoding": asdict(decoding),
         "prompts": len(prompts),
         "versions": versions(),
-        "command": " ".join(
-            ["python", "experiments/report.py", *map(without_folder, sys.argv[1:])]
-        ),
+        "command": command("experiments/report.py"),
         "relevance threshold": THRESHOLD,
         "answers to other prompts above the threshold": shuffled_share(prompts, base),
         "settings": rows,

@@ -112,6 +112,11 @@ def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def command(script: str) -> str:
+    """How a script was called, folders left out; `script` is its path in the project."""
+    return " ".join(["python", script, *map(without_folder, sys.argv[1:])])
+
+
 def without_folder(word: str) -> str:
     """An absolute path cut to its name: where things lie on one machine helps nobody on another."""
     return Path(word).name if os.path.isabs(word) else word

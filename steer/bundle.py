@@ -232,7 +232,7 @@ class Bundle:
                 )
         for owner, edit in self._edits().items():
             try:
-                gate(edit)
+                gate.check(edit)
             except InputError as error:
                 raise InputError(f"{where}, {owner}: {error}") from error
 

@@ -59,6 +59,15 @@ class Gate:
         """The edit where it acts only behind this gate.
 
         Raises:
+            InputError: If it does not fit.
+        """
+        self.check(edit)
+        return Edit({i: _behind(self.directions[i], layer.e) for i, layer in edit.layers.items()})
+
+    def check(self, edit: Edit) -> None:
+        """Refuse an edit that cannot act behind this gate.
+
+        Raises:
             InputError: If it is not additive, or edits a layer that the gate does not know.
         """
         if edit.rank:
@@ -67,7 +76,6 @@ class Gate:
             raise InputError(
                 f"the gate knows layers {sorted(self.directions)}, the edit is of {missing} too"
             )
-        return Edit({i: _behind(self.directions[i], layer.e) for i, layer in edit.layers.items()})
 
 
 def behind(gate: Gate | None, edit: Edit) -> Edit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,5 +21,11 @@ def relevance(prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.floa
     Raises:
         ModelError: If the encoder's wheel is not installed.
     """
-    similarity: NDArray[np.float32] = (embed(prompts) * embed(answers)).sum(1)
+    similarity: NDArray[np.float32] = (_asked(tuple(prompts)) * embed(answers)).sum(1)
     return similarity
+
+
+# The same prompts are answered under one edit after another.
+@lru_cache(maxsize=8)
+def _asked(prompts: tuple[str, ...]) -> NDArray[np.float32]:
+    return embed(prompts)

@@ -14,7 +14,6 @@ perplexities, per token, edited on every token.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,31 +22,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from answering import UNSTEERED, Edited, Setting, answer_all
-from answers import Store
-from contenders import MIDDLE, Effort, Source, Workshop
+from contenders import MIDDLE, Source, Workshop
 from judging import coherence, draws, gain, values
 from reads import PAIRS, READS, People
+from running import add_build_dir, common_parser, loaded, parsed, store_of, workshop_of
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
-from tables import write_csv  # noqa: E402
-from timing import without_folder  # noqa: E402
+from tables import write_csv, write_json, write_markdown  # noqa: E402
+from timing import command  # noqa: E402
 
-import steer  # noqa: E402
-from steer.batches import Sequences, batches, response_logits  # noqa: E402
+from steer.batches import Sequences  # noqa: E402
 from steer.contrast import PairSet  # noqa: E402
 from steer.distill import Distillation  # noqa: E402
 from steer.edits import ZERO, Edit  # noqa: E402
 from steer.generation import Decoding  # noqa: E402
 from steer.hooks import Scope, attach  # noqa: E402
-from steer.likelihood import log_ratio  # noqa: E402
+from steer.likelihood import log_ratio, mean_log_likelihood  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.recipe import Reading, Recipe  # noqa: E402
-from steer.resources import atomic_path, cache_dir  # noqa: E402
 from steer.subspace import Subspace  # noqa: E402
 from steer.trait_edit import fit  # noqa: E402
 from steer.undosed import candidate_layers, make_edit, plain_prompts, undosed_edit  # noqa: E402
@@ -98,33 +94,21 @@ Maker = Callable[[Workshop, Source], tuple[Edit, Scope]]
 def main() -> None:
     """Make all variants, answer, and write the table."""
     arguments = read_arguments()
-    torch.set_num_threads(arguments.threads)
     quick, seed = arguments.quick, arguments.seed
-    model = steer.load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
-    workshop = Workshop(
-        model,
-        build_dir=arguments.build_dir,
-        work_dir=arguments.work_dir,
-        effort=Effort(),
-        seed=seed,
-    )
+    model = loaded(arguments)
+    workshop = workshop_of(model, arguments)
     people = People(arguments.data, seed, 100 if quick else PAIRS)
     reads = {trait: READS[trait](model, people) for trait in arguments.traits}
     number, tokens = (4, 24) if quick else (16, 96)
     prompts = [prompt.text for prompt in load_prompts("develop")][10 : 10 + number]
     decoding = Decoding(max_new_tokens=tokens)
-    header = {
-        "model": model.fingerprint.to_dict(),
-        "prompts": prompts,
-        "decoding": asdict(decoding),
-        "versions": versions(),
-    }
     plain = plain_text(model, arguments.data, 2 if quick else CHUNKS)
     usual = text_likelihood(model, ZERO, "response", plain)
     drawn = draws(number, seed)
     rows = []
     for trait in arguments.traits:
-        store = Store(arguments.work_dir / "ablations" / f"{trait}.jsonl", header)
+        path = arguments.work_dir / "ablations" / f"{trait}.jsonl"
+        store = store_of(path, model, prompts, decoding)
         source = workshop.source(trait)
         settings = []
         for name, make in variants(quick).items():
@@ -135,13 +119,14 @@ def main() -> None:
                 continue
             settings.append(Setting(trait, name, name, Edited(factor * edit, scope)))
         unsteered, *found = answer_all(model, [UNSTEERED, *settings], prompts, decoding, store)
+        measures = (reads[trait].search, reads[trait].report)
+        before = [values(reward, prompts, unsteered) for reward in measures]
         for setting, answers in zip(settings, found, strict=True):
             whole, how = coherence(prompts, answers), setting.how
             assert isinstance(how, Edited)
             gains = []
-            for reward in (reads[trait].search, reads[trait].report):
-                after, before = (values(reward, prompts, x) for x in (answers, unsteered))
-                one = gain(after, before, drawn)
+            for reward, usually in zip(measures, before, strict=True):
+                one = gain(values(reward, prompts, answers), usually, drawn)
                 gains += [one.value, *one.interval]
             loss = usual - text_likelihood(model, how.edit, how.scope, plain)
             rows.append(
@@ -157,9 +142,7 @@ def main() -> None:
                 )
             )
     content = {
-        "command": " ".join(
-            ["python", "experiments/arena/ablations.py", *map(without_folder, sys.argv[1:])]
-        ),
+        "command": command("experiments/arena/ablations.py"),
         "model": model.name,
         "fingerprint": str(model.fingerprint),
         "dtype": arguments.dtype,
@@ -179,25 +162,14 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """What the script is told."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    parser.add_argument("--build-dir", type=Path, default=cache_dir() / "build")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "arena" / "peers")
+    # What arena.py has distilled serves here too.
+    parser = common_parser(__doc__, "peers")
+    add_build_dir(parser)
     parser.add_argument("--traits", nargs="+", choices=list(READS), default=None)
     parser.add_argument("--dose", type=float, default=0.2, help="nats per token")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "arena"
-    )
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     if arguments.traits is None:
         arguments.traits = ["formality"] if arguments.quick else list(READS)
-    if arguments.quick:
-        arguments.work_dir /= "quick"
     return arguments
 
 
@@ -300,30 +272,18 @@ def plain_text(model: LanguageModel, data: Path, chunks: int) -> Sequences:
 
 
 def text_likelihood(model: LanguageModel, edit: Edit, scope: Scope, sequences: Sequences) -> float:
-    """Mean log-likelihood of tokens under an edit, in nats."""
-    total = tokens = 0.0
-    for batch in batches(model, sequences, 2048):
-        with (
-            torch.inference_mode(),
-            attach(model).steer(edit, scope=scope, prompt_length=batch.prompt_length),
-        ):
-            logits = response_logits(model, batch)
-        targets = batch.ids[:, batch.prompt_length :, None]
-        chosen = logits.gather(-1, targets)[..., 0] - logits.logsumexp(-1)
-        total += float((chosen * batch.response_mask).sum())
-        tokens += float(batch.response_mask.sum())
-    return total / tokens
+    """Mean log-likelihood of the tokens of pieces of one length under an edit, in nats."""
+    # One column is the prompt in all of them: the token that begins a text.
+    with attach(model).steer(edit, scope=scope, prompt_length=1):
+        return float(mean_log_likelihood(model, sequences, batch_tokens=2048).mean())
 
 
 def write(output: Path, content: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Write the tables and the picture, and print the table."""
-    with atomic_path(output / "ablations.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "ablations.json", content)
     write_csv(output / "ablations.csv", Row, rows)
     text = markdown(content, rows)
-    with atomic_path(output / "ablations.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text)
+    write_markdown(output / "ablations.md", text)
     draw(rows, output / "ablations.png")
 
 

@@ -27,9 +27,8 @@ import arena_tables
 import numpy as np
 import peers
 import prompting
-import torch
 from answering import UNSTEERED, Setting, answer_all
-from answers import Answers, Store
+from answers import Answers
 from arena_tables import BEST_PEER, ENGINE, Ratio, Row, Trial
 from contenders import GATED, MIDDLE, READINGS, Effort, Maker, Source, Workshop, within_budget
 from judging import (
@@ -45,12 +44,11 @@ from judging import (
     values,
 )
 from reads import PAIRS, READS, People, Reads
+from running import add_build_dir, common_parser, loaded, parsed, store_of, workshop_of
 
-import steer
 from steer.generation import Decoding
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
-from steer.resources import cache_dir
 from steer.versions import versions
 
 OURS = (*READINGS, "distilled", f"{GATED}mean difference", f"{GATED}distilled")
@@ -89,31 +87,18 @@ class Judge:
 
     def answers(self, name: str, settings: Sequence[Setting]) -> list[Answers]:
         """Of settings, kept under a name."""
-        header = {
-            "model": self._model.fingerprint.to_dict(),
-            "prompts": list(self.part.prompts),
-            "decoding": asdict(self.part.decoding),
-            "versions": versions(),
-        }
-        store = Store(self._work_dir / self.part.name / f"{name}.jsonl", header)
         part = self.part
+        path = self._work_dir / part.name / f"{name}.jsonl"
+        store = store_of(path, self._model, part.prompts, part.decoding)
         return answer_all(self._model, settings, part.prompts, part.decoding, store)
 
 
 def main() -> None:
     """Search, report, and write the tables."""
     arguments = read_arguments()
-    torch.set_num_threads(arguments.threads)
-    model = steer.load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
+    model = loaded(arguments)
     quick, seed = arguments.quick, arguments.seed
-    effort = QUICK if quick else Effort()
-    workshop = Workshop(
-        model,
-        build_dir=arguments.build_dir,
-        work_dir=arguments.work_dir,
-        effort=effort,
-        seed=seed,
-    )
+    workshop = workshop_of(model, arguments, QUICK if quick else Effort())
     people = People(arguments.data, seed, 100 if quick else PAIRS)
     reads = {trait: READS[trait](model, people) for trait in arguments.traits}
     search = Judge(model, part("develop", 10, 96, quick), arguments.work_dir)
@@ -165,23 +150,12 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """What the script is told."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="what people prefer (people.py)")
-    parser.add_argument("--model", default=None, help="local folder or hub id")
+    parser = common_parser(__doc__, "peers")
+    add_build_dir(parser)
     parser.add_argument("--peer-site", type=Path, help="where the peers are installed (peers.py)")
-    parser.add_argument("--build-dir", type=Path, default=cache_dir() / "build")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "arena" / "peers")
     parser.add_argument("--traits", nargs="+", choices=list(READS), default=None)
     parser.add_argument("--methods", nargs="+", choices=(*OURS, *OTHERS), default=None)
-    parser.add_argument("--seed", type=int, default=0)
-    # Half the time of float32 where the processor has units for it, and what GPUs serve in.
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "arena"
-    )
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     if arguments.traits is None:
         arguments.traits = ["brevity", "formality"] if arguments.quick else list(READS)
     if arguments.methods is None:
@@ -190,8 +164,6 @@ def read_arguments() -> argparse.Namespace:
         if arguments.peer_site is None:
             parser.error("the peers are installed apart: give --peer-site, or --methods without")
         peers.check_site(arguments.peer_site)
-    if arguments.quick:
-        arguments.work_dir /= "quick"
     return arguments
 
 

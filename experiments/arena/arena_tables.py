@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +13,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 from judging import LESS_LIKELY, MORE_INCOHERENT  # noqa: E402
 from matplotlib import colormaps  # noqa: E402
 from palm.figures import panels, save  # noqa: E402
-from tables import write_csv  # noqa: E402
-from timing import without_folder  # noqa: E402
+from tables import write_csv, write_json, write_markdown  # noqa: E402
+from timing import command  # noqa: E402
 
-from steer.resources import atomic_path  # noqa: E402
 from steer.soundness import LESS_RELEVANT  # noqa: E402
 
 ENGINE, BEST_PEER = "this engine", "best peer"
@@ -138,9 +136,8 @@ def write(
     ratios: Sequence[Ratio],
 ) -> None:
     """Write the tables and pictures, and print the table; rows are in CSV files only."""
-    command = ["python", "experiments/arena/arena.py", *map(without_folder, sys.argv[1:])]
     whole = {
-        "command": " ".join(command),
+        "command": command("experiments/arena/arena.py"),
         **content,
         "bounds": {
             "more incoherent": MORE_INCOHERENT,
@@ -148,9 +145,7 @@ def write(
             "less relevant": LESS_RELEVANT,
         },
     }
-    with atomic_path(output / "arena.json") as temporary:
-        text = json.dumps(whole, indent=1, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(output / "arena.json", whole)
     for name, kind, table in (
         ("arena_search", Trial, trials),
         ("arena_report", Row, rows),
@@ -158,9 +153,7 @@ def write(
     ):
         write_csv(output / f"{name}.csv", kind, table)
     text = markdown(content, trials, rows, ratios)
-    with atomic_path(output / "arena.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text)
+    write_markdown(output / "arena.md", text)
     for trait in dict.fromkeys(trial.trait for trial in trials):
         mine = [trial for trial in trials if trial.trait == trait]
         draw_frontier(mine, content, output / f"arena_{trait}.png")

@@ -30,8 +30,8 @@ from tqdm import tqdm
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
-from tables import write_csv  # noqa: E402
-from timing import without_folder  # noqa: E402
+from tables import write_csv, write_json, write_markdown  # noqa: E402
+from timing import command  # noqa: E402
 
 import steer  # noqa: E402
 from steer.edits import Edit  # noqa: E402
@@ -298,19 +298,14 @@ def write(
         "seed": arguments.seed,
         "draws": DRAWS,
         "versions": arena_versions(),
-        "command": " ".join(
-            ["python", "experiments/arena/capability.py", *map(without_folder, sys.argv[1:])]
-        ),
+        "command": command("experiments/arena/capability.py"),
         "seconds of a task, unsteered": seconds,
         "rows": [asdict(row) for row in rows],
     }
-    with atomic_path(output / "capability.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "capability.json", content)
     write_csv(output / "capability.csv", Row, rows)
     text = markdown(rows, arguments.seed)
-    with atomic_path(output / "capability.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text)
+    write_markdown(output / "capability.md", text)
     draw(rows, output / "capability.png")
 
 

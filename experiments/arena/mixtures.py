@@ -14,7 +14,6 @@ prompts). Pairs of traits whose contrast pairs point apart (cosine of their mean
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,26 +22,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from answering import UNSTEERED, Edited, Setting, answer_all
-from answers import Answers, Store
-from contenders import Effort, Workshop
-from judging import coherence, draws, gain, values
+from answers import Answers
+from judging import Float64, coherence, draws, gain, values
 from numpy.typing import NDArray
 from reads import PAIRS, READS, People, Reads
+from running import (
+    add_build_dir,
+    add_bundle,
+    common_parser,
+    loaded,
+    parsed,
+    steerer_of,
+    store_of,
+    workshop_of,
+)
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
-from tables import write_csv  # noqa: E402
-from timing import without_folder  # noqa: E402
+from tables import write_csv, write_json, write_markdown  # noqa: E402
+from timing import command  # noqa: E402
 
-import steer  # noqa: E402
-from steer.bundle import Bundle  # noqa: E402
 from steer.generation import Decoding  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
-from steer.resources import atomic_path, cache_dir, data_dir  # noqa: E402
-from steer.steerer import DEFAULT_BUNDLE, Steerer  # noqa: E402
+from steer.steerer import Steerer  # noqa: E402
 from steer.subspace import Subspace  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
@@ -85,48 +89,33 @@ class Cell:
 def main() -> None:
     """Answer all mixtures and write the tables."""
     arguments = read_arguments()
-    torch.set_num_threads(arguments.threads)
-    model = steer.load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
-    steerer = Steerer(model, Bundle.load(arguments.bundle))
+    model = loaded(arguments)
+    steerer = steerer_of(model, arguments)
     traits, quick = arguments.traits, arguments.quick
     people = People(arguments.data, arguments.seed, 100 if quick else PAIRS)
-    workshop = Workshop(
-        model,
-        build_dir=arguments.build_dir,
-        work_dir=arguments.work_dir,
-        effort=Effort(),
-        seed=arguments.seed,
-    )
+    workshop = workshop_of(model, arguments)
     cosines = extraction_cosines({name: workshop.source(name).subspace for name in traits})
     reads = {trait: READS[trait](model, people) for trait in traits}
     number, tokens = (4, 24) if quick else (32, 96)
     prompts = [prompt.text for prompt in load_prompts("report")][:number]
     decoding = Decoding(max_new_tokens=tokens)
-    header = {
-        "model": model.fingerprint.to_dict(),
-        "prompts": prompts,
-        "decoding": asdict(decoding),
-        "versions": versions(),
-    }
-    store = Store(arguments.work_dir / f"mixtures-{arguments.dtype}.jsonl", header)
+    store = store_of(arguments.work_dir / "mixtures.jsonl", model, prompts, decoding)
     mixtures = list(all_mixtures(traits))[: 6 if quick else None]
+    asked = [(mode, weights) for mode in modes(steerer, traits) for weights in mixtures]
     settings = [
         Setting("+".join(weights), mode, shown(weights), edited(steerer, weights, mode))
-        for mode in modes(steerer, traits)
-        for weights in mixtures
+        for mode, weights in asked
     ]
     unsteered, *answers = answer_all(model, [UNSTEERED, *settings], prompts, decoding, store)
-    asked = [weights for _ in modes(steerer, traits) for weights in mixtures]
+    before = {trait: values(one.report, prompts, unsteered) for trait, one in reads.items()}
     drawn = draws(len(prompts), arguments.seed)
     rows = [
         cell
-        for setting, weights, one in zip(settings, asked, answers, strict=True)
-        for cell in cells(setting.method, weights, one, unsteered, prompts, reads, cosines, drawn)
+        for (mode, weights), one in zip(asked, answers, strict=True)
+        for cell in cells(mode, weights, one, before, prompts, reads, cosines, drawn)
     ]
     content = {
-        "command": " ".join(
-            ["python", "experiments/arena/mixtures.py", *map(without_folder, sys.argv[1:])]
-        ),
+        "command": command("experiments/arena/mixtures.py"),
         "model": model.name,
         "fingerprint": str(model.fingerprint),
         "dtype": arguments.dtype,
@@ -145,24 +134,11 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """What the script is told."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="what people prefer (people.py)")
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    parser.add_argument("--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE)
-    parser.add_argument("--build-dir", type=Path, default=cache_dir() / "build")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "arena" / "mixtures")
+    parser = common_parser(__doc__, "mixtures")
+    add_build_dir(parser)
+    add_bundle(parser)
     parser.add_argument("--traits", nargs="+", choices=list(READS), default=list(READS))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "arena"
-    )
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.work_dir /= "quick"
-    return arguments
+    return parsed(parser)
 
 
 def all_mixtures(traits: Sequence[str]) -> Iterator[Weights]:
@@ -208,7 +184,7 @@ def cells(
     mode: str,
     weights: Weights,
     answers: Answers,
-    unsteered: Answers,
+    before: Mapping[str, Float64],
     prompts: Sequence[str],
     reads: Mapping[str, Reads],
     cosines: Mapping[tuple[str, str], float],
@@ -220,8 +196,7 @@ def cells(
     )
     incoherent = coherence(prompts, answers).incoherent
     for trait, read in reads.items():
-        after, before = (values(read.report, prompts, x) for x in (answers, unsteered))
-        one = gain(after, before, drawn)
+        one = gain(values(read.report, prompts, answers), before[trait], drawn)
         low, high = one.interval
         yield Cell(
             mode,
@@ -269,13 +244,10 @@ def write(
     output: Path, content: Mapping[str, Any], rows: Sequence[Cell], traits: Sequence[str]
 ) -> None:
     """Write the tables and the picture, and print the table."""
-    with atomic_path(output / "mixtures.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "mixtures.json", content)
     write_csv(output / "mixtures.csv", Cell, rows)
     text = markdown(content, rows, traits)
-    with atomic_path(output / "mixtures.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text)
+    write_markdown(output / "mixtures.md", text)
     draw(rows, traits, output / "interference.png")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -21,22 +20,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from answering import UNSTEERED, Edited, Setting, answer_all
-from answers import Store
 from judging import DRAWS, interval
+from running import add_bundle, common_parser, loaded, parsed, steerer_of, store_of
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
-from tables import write_csv  # noqa: E402
-from timing import without_folder  # noqa: E402
+from tables import write_csv, write_json, write_markdown  # noqa: E402
+from timing import command  # noqa: E402
 
-import steer  # noqa: E402
-from steer.bundle import Bundle  # noqa: E402
 from steer.generation import Decoding  # noqa: E402
 from steer.measures import is_coherent  # noqa: E402
-from steer.resources import atomic_path, cache_dir, data_dir  # noqa: E402
-from steer.steerer import DEFAULT_BUNDLE, Steerer  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
 _REFUSAL = re.compile(
@@ -74,26 +68,13 @@ class Row:
 
 def main() -> None:
     """Answer, count and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    parser.add_argument(
-        "--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE, help="its edits"
-    )
+    parser = common_parser(__doc__, "refusals")
+    add_bundle(parser)
     parser.add_argument("--trait", default="safety")
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0, 2.0])
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "arena" / "refusals")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="a few prompts")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "arena"
-    )
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    model = steer.load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
-    steerer = Steerer(model, Bundle.load(arguments.bundle))
+    arguments = parsed(parser)
+    model = loaded(arguments)
+    steerer = steerer_of(model, arguments)
     labelled = read_prompts(arguments.data)[:: 60 if arguments.quick else 1]
     decoding = Decoding(max_new_tokens=16 if arguments.quick else 64)
     settings = [UNSTEERED]
@@ -106,13 +87,8 @@ def main() -> None:
     rows = []
     for label in ("safe", "unsafe"):
         prompts = [prompt for prompt, its in labelled if its == label]
-        header = {
-            "model": model.fingerprint.to_dict(),
-            "prompts": prompts,
-            "decoding": asdict(decoding),
-            "versions": versions(),
-        }
-        store = Store(arguments.work_dir / f"{label}-{len(prompts)}.jsonl", header)
+        path = arguments.work_dir / f"{label}-{len(prompts)}.jsonl"
+        store = store_of(path, model, prompts, decoding)
         drawn = rng.integers(len(prompts), size=(DRAWS, len(prompts)))
         for setting, one in zip(
             settings, answer_all(model, settings, prompts, decoding, store), strict=True
@@ -154,20 +130,15 @@ def write(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
         broken = sum(x.incoherent * x.prompts for x in shown) / sum(x.prompts for x in shown)
         lines.append(f"| {setting} | {cells[0]} | {cells[1]} | {broken:.1%} |")
     content = {
-        "command": " ".join(
-            ["python", "experiments/arena/refusals.py", *map(without_folder, sys.argv[1:])]
-        ),
+        "command": command("experiments/arena/refusals.py"),
         "seed": arguments.seed,
         "dtype": arguments.dtype,
         "versions": versions(),
         "rows": [asdict(row) for row in rows],
     }
-    with atomic_path(arguments.output / "refusals.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.output / "refusals.json", content)
     write_csv(arguments.output / "refusals.csv", Row, rows)
-    with atomic_path(arguments.output / "refusals.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    write_markdown(arguments.output / "refusals.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

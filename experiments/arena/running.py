@@ -1,0 +1,96 @@
+"""What the scripts of this folder share: arguments, the model, what is kept of answers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from answers import Store
+from contenders import Effort, Workshop
+
+import steer
+from steer.bundle import Bundle
+from steer.generation import Decoding
+from steer.models import LanguageModel
+from steer.resources import cache_dir, data_dir
+from steer.steerer import DEFAULT_BUNDLE, Steerer
+from steer.versions import versions
+
+
+def common_parser(description: str, work: str) -> argparse.ArgumentParser:
+    """A parser of the arguments that all scripts take.
+
+    Args:
+        description: The script's; its first line is shown.
+        work: Name of the folder in the cache where the script keeps what takes long.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--model", default=None, help="local folder or hub id")
+    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "arena" / work)
+    # Half the time of float32 where the processor has units for it, and what GPUs serve in.
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="only show that it runs")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "arena"
+    )
+    return parser
+
+
+def add_build_dir(parser: argparse.ArgumentParser) -> None:
+    """For scripts that make edits."""
+    parser.add_argument("--build-dir", type=Path, default=cache_dir() / "build")
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """For scripts that take a bundle's."""
+    parser.add_argument("--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE)
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; answers of another precision, or of a quick run, are kept apart."""
+    arguments = parser.parse_args()
+    arguments.work_dir /= arguments.dtype
+    if arguments.quick:
+        arguments.work_dir /= "quick"
+    return arguments
+
+
+def loaded(arguments: argparse.Namespace) -> LanguageModel:
+    """The model that was asked for."""
+    torch.set_num_threads(arguments.threads)
+    return steer.load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
+
+
+def steerer_of(model: LanguageModel, arguments: argparse.Namespace) -> Steerer:
+    """The model with the bundle that was asked for."""
+    return Steerer(model, Bundle.load(arguments.bundle))
+
+
+def workshop_of(
+    model: LanguageModel, arguments: argparse.Namespace, effort: Effort | None = None
+) -> Workshop:
+    """Makes edits, keeping them where the script keeps what takes long."""
+    return Workshop(
+        model,
+        build_dir=arguments.build_dir / model.precision
+        work_dir=arguments.work_dir,
+        effort=effort or Effort(),
+        seed=arguments.seed,
+    )
+
+
+def store_of(path: Path, model: LanguageModel, prompts: Sequence[str], decoding: Decoding) -> Store:
+    """Answers of a model to some prompts."""
+    header = {
+        "model": model.fingerprint.to_dict(),
+        "prompts": list(prompts),
+        "decoding": asdict(decoding),
+        "versions": versions(),
+    }
+    return Store(path, header)
