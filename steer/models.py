@@ -125,6 +125,11 @@ class LanguageModel:
         """Device on which token ids are expected."""
         return execution_device(self.model.get_input_embeddings())
 
+    @property
+    def precision(self) -> str:
+        """Type of the activations, such as "float32"."""
+        return str(self.model.dtype).removeprefix("torch.")
+
 
 def load_model(
     model: str | Path | None = None,

@@ -87,7 +87,7 @@ def build(
     if portfolio is not None and (missing := [n for n in portfolio.traits if n not in names]):
         raise InputError(f"portfolio: {missing[0]!r} is not among the traits that are built")
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    folder = Path(work_dir) if work_dir is not None else _work_dir(language_model, recipe)
+    folder = _work_dir(language_model, recipe, work_dir)
     built = _build_traits(language_model, chosen, recipe, folder, progress, on_subspace)
     made = None
     if portfolio is not None:
@@ -100,6 +100,7 @@ def build(
         settings=_json(
             {
                 "recipe": asdict(recipe),
+                "precision": language_model.precision,
                 "sampling": asdict(SAMPLING),
                 "portfolio": None if portfolio is None else asdict(portfolio),
             }
@@ -150,7 +151,7 @@ def search_space(
         CalibrationError: As `build`.
     """
     recipe = recipe or Recipe()
-    folder = Path(work_dir) if work_dir is not None else _work_dir(language_model, recipe)
+    folder = _work_dir(language_model, recipe, work_dir)
     built = _build_traits(language_model, _traits(traits), recipe, folder, progress, None)
     return _search_space(language_model, tuple(built.entries), recipe, folder, built, progress)
 
@@ -303,10 +304,14 @@ def _traits(traits: Sequence[Trait | str] | None) -> list[Trait]:
     return list(chosen.values())
 
 
-def _work_dir(language_model: LanguageModel, recipe: Recipe) -> Path:
+def _work_dir(language_model: LanguageModel, recipe: Recipe, given: str | Path | None) -> Path:
+    """Where a build's work is kept: answers of another precision are other answers."""
+    if given is not None:
+        return Path(given) / language_model.precision
     # Everything that pairs depend on, so that a changed setting finds an empty folder.
     name = content_key([recipe.prompts, recipe.seed, versions()])[:8]
-    return cache_dir() / "builds" / f"{language_model.fingerprint.weights[:12]}-{name}"
+    builds = cache_dir() / "builds"
+    return builds / f"{language_model.fingerprint.weights[:12]}-{name}" / language_model.precision
 
 
 def _json(value: Any) -> Mapping[str, Any]:

@@ -43,8 +43,8 @@ class Recipe:
         seed: Seeds sampling, CCS and its held-out pairs.
     """
 
-    method: Methods = "mean-difference"
-    layers: Layers = "ccs-jump"
+    method: Methods = "distilled"
+    layers: Layers = "middle"
     prompts: int = 64
     develop_prompts: int = 40
     confirm_prompts: int = 60

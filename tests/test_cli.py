@@ -583,6 +583,18 @@ def test_build_has_a_default_output_for_the_whole_packaged_model(
     assert len(builds) == 1
 
 
+def test_build_in_a_precision(steer, builds, tmp_path: Path, monkeypatch) -> None:
+    loaded: list[tuple] = []
+    monkeypatch.setattr(
+        "steer.models.load_model", lambda model, *, dtype: loaded.append((model, dtype)) or "loaded"
+    )
+    output = ("--output", str(tmp_path / "b"))
+    assert steer("build", "--model", "m", "--dtype", "bfloat16", *output)[0] == 0
+    assert loaded == [("m", torch.bfloat16)] and builds[0][0] == "loaded"
+    fails(steer("build", "--model", "m", "--dtype", "int8", *output), 2, "--dtype", "int8")
+    assert len(loaded) == 1
+
+
 def test_build_makes_a_portfolio(steer, builds, tmp_path: Path) -> None:
     output = ("--output", str(tmp_path / "b"))
     assert steer("build", "--traits", "brevity, warmth", "--size", "3", *output)[0] == 0

@@ -118,7 +118,14 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
     monkeypatch.setattr(pipeline, "generate_pairs", pairs)
     monkeypatch.setattr(trait_edit, "_dose", lambda *args: DoseSearch(trial, trial, (trial,)))
     decoding = Decoding(max_new_tokens=6)
-    recipe = Recipe(prompts=10, develop_prompts=8, confirm_prompts=0, decoding=decoding)
+    recipe = Recipe(
+        method="mean-difference",
+        layers="ccs-jump",
+        prompts=10,
+        develop_prompts=8,
+        confirm_prompts=0,
+        decoding=decoding,
+    )
     wanted = PortfolioRecipe(
         ("simplicity", "brevity"),
         size=2,
@@ -152,6 +159,8 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
             for layer, one in expected.layers.items():
                 np.testing.assert_allclose(edit.layers[layer].e, one.e, atol=1e-6)
     assert bundle.settings["portfolio"]["size"] == 2
+    assert bundle.settings["precision"] == "float32"
+    assert (tmp_path / "float32" / "portfolios").is_dir()
     bundle.save(tmp_path / "b")
     assert Bundle.load(tmp_path / "b").portfolio is not None
     monkeypatch.setattr("steer.evaluation.Evaluator._measure", refuse)

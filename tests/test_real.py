@@ -228,7 +228,7 @@ def test_a_killed_build_resumes_to_the_same_bundle(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command("whole"), check=True, env=environment)
     process = subprocess.Popen(command("killed"), env=environment)
-    pairs = tmp_path / "killed" / "pairs" / "brevity.jsonl"
+    pairs = tmp_path / "killed" / "float32" / "pairs" / "brevity.jsonl"
     while not pairs.exists() or pairs.read_bytes().count(b"\n") < 2:
         assert process.poll() is None, "the build was over before the kill"
         time.sleep(0.05)

@@ -17,6 +17,7 @@ from steer.errors import InputError
 
 if TYPE_CHECKING:
     from steer.contrast import PairSet
+    from steer.models import LanguageModel
     from steer.subspace import Subspace
 
 
@@ -68,13 +69,13 @@ def build(
     method: Annotated[
         str | None,
         typer.Option(
-            help="mean-difference (default), svd, ccs, probe, two-step, two-step-sign-safe, "
-            "distilled (minutes a trait), or gain (the first or the last, as measured)."
+            help="distilled (default; some minutes a trait), mean-difference, svd, ccs, probe, "
+            "two-step, two-step-sign-safe, or gain (the first or the second, as measured)."
         ),
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Rule that chooses layers: ccs-jump (default), middle or gain."),
+        typer.Option(help="Rule that chooses layers: middle (default), ccs-jump or gain."),
     ] = None,
     gate: Annotated[
         bool | None,
@@ -91,6 +92,14 @@ def build(
         typer.Option(help="Further ones that confirm the leading dose; 0 is none. Default: 60."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**31, help="Default: 0.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|bfloat16|float16",
+            help="The model's precision while it is built on: bfloat16 takes half the time on "
+            "processors with units for it. Default: float32, or the checkpoint's own on a GPU.",
+        ),
+    ] = None,
     work_dir: Annotated[
         Path | None,
         typer.Option(help="Where unfinished work is kept. Default: in the user's cache."),
@@ -123,7 +132,7 @@ def build(
     begin = time.perf_counter()
     try:
         bundle = build_bundle(
-            model,
+            model if dtype is None else _loaded(model, dtype),
             traits,
             recipe=recipe,
             portfolio=wanted,
@@ -147,6 +156,17 @@ def build(
         f"built in {time.perf_counter() - begin:.0f} s",
         soft_wrap=True,
     )
+
+
+def _loaded(model: str | None, dtype: str) -> LanguageModel:
+    """The model in a precision."""
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"--dtype: expected float32, bfloat16 or float16, got {dtype!r}")
+    import torch
+
+    from steer.models import load_model
+
+    return load_model(model, dtype=getattr(torch, dtype))
 
 
 def _report_subspace(pair_set: PairSet, subspace: Subspace) -> None:

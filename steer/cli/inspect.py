@@ -74,6 +74,8 @@ def _show_bundle(bundle: Bundle) -> None:
     recipe = bundle.settings.get("recipe")
     if isinstance(recipe, Mapping):
         facts.add_row("recipe", Text(", ".join(f"{k} {_plain(v)}" for k, v in recipe.items())))
+    if "precision" in bundle.settings:
+        facts.add_row("precision", Text(_plain(bundle.settings["precision"])))
     versions = (f"{name} {version}" for name, version in bundle.versions.items())
     facts.add_row("built with", Text(", ".join(versions)))
     out.print(facts)
