@@ -358,6 +358,7 @@ def test_compare():
     def measured(right, log_likelihood):
         return {
             "lambada": capability.Measured({"acc": right}, 1.0),
+            "piqa in a chat": capability.Measured({"acc_norm": right[::-1], "acc": right}, 1.0),
             "ifeval": capability.Measured({"follows": np.ones(5)}, 1.0),
             "wikitext2": capability.Measured({"log_likelihood": log_likelihood, **texts}, 1.0),
         }
@@ -369,10 +370,13 @@ def test_compare():
     assert row.change == pytest.approx(-lost) and row.low < -lost < row.high < 0
     # Paired: half of the items that changed, not the noise of either model alone.
     assert row.high - row.low < 6
-    assert table["mean without ifeval", "accuracy"].change == pytest.approx(-lost)
-    both = table["mean", "accuracy"]
-    assert both.change == pytest.approx(-lost / 2)
-    assert both.high - both.low == pytest.approx((row.high - row.low) / 2, rel=1e-6)
+    assert table["mean in plain text", "accuracy"].change == pytest.approx(-lost)
+    chat = table["mean in a chat without ifeval", "accuracy"]
+    assert chat.change == pytest.approx(-lost) and chat.items == 400
+    every = table["mean", "accuracy"]
+    assert every.change == pytest.approx(-2 * lost / 3) and every.items == 805
+    # Two independent tasks of one width, and one that nothing changes in.
+    assert every.high - every.low == pytest.approx(2**0.5 * (row.high - row.low) / 3, rel=0.1)
     words = table["wikitext2", "perplexity per word"]
     assert words.unsteered == pytest.approx(math.exp(3))
     assert words.change == pytest.approx(math.exp(0.05))
@@ -446,6 +450,7 @@ def test_what_the_harness_asks(harness, llama, tmp_path, monkeypatch):
         *(("Question: Which?\nAnswer:", choice) for choice in choices),
         *(("Question: Which?\nAnswer:", choice) for choice in choices),
         *(("Which?", choice) for choice in choices),
+        *(("<s>[user] Which? [assistant] ", choice.strip()) for choice in choices * 3),
         ("I saw the cat and fed the", " cat"),
     ]
 
@@ -467,8 +472,8 @@ def test_the_whole_script(harness, tmp_path, monkeypatch, capsys):
     content = json.loads(written[".json"])
     assert content["doses, nats per token"] == {"brevity": 0.1, "warmth": 0.1}
     assert content["seed"] == 0 and content["versions"]["lm_eval"]
-    # Two traits at two strengths: eight metrics of accuracy, two perplexities, two means.
-    assert len(content["rows"]) == 4 * 12 == len(written[".csv"].splitlines()) - 1
+    # Two traits at two strengths: 14 metrics of accuracy, two perplexities, three means.
+    assert len(content["rows"]) == 4 * 19 == len(written[".csv"].splitlines()) - 1
     assert written[".png"].startswith(b"\x89PNG")
 
 

@@ -47,7 +47,8 @@ DRAWS = 2000
 WORST_CHANGE = -1.0  # points of accuracy
 WORST_RATIO = 1.05  # of perplexities
 MOST_TOKENS = 1024  # that are read at once
-LIKELIHOOD_MEAN = "mean without ifeval"
+PLAIN_MEAN = "mean in plain text"
+CHAT_MEAN = "mean in a chat without ifeval"
 MEAN = "mean"
 WORD = "perplexity per word"
 
@@ -228,10 +229,14 @@ def compare(
             rows.append(row)
             if metric == task.metrics[0]:
                 points[task.name] = (row, draws)
-    without = {name: one for name, one in points.items() if name != "ifeval"}
-    for label, chosen in ((LIKELIHOOD_MEAN, without), (MEAN, points)):
+    in_chat = {task.name for task in TASKS if task.chat}
+    for label, chosen in (
+        (PLAIN_MEAN, points.keys() - in_chat),
+        (CHAT_MEAN, points.keys() & in_chat - {"ifeval"}),
+        (MEAN, points.keys()),
+    ):
         if chosen:
-            rows.append(mean_row(label, list(chosen.values())))
+            rows.append(mean_row(label, [points[name] for name in points if name in chosen]))
     return rows
 
 
@@ -315,13 +320,18 @@ def markdown(rows: Sequence[Row], seed: int) -> str:
     traits = list(dict.fromkeys(row.trait for row in rows))
     strengths = sorted({row.strength for row in rows})
     headline = {(task.name, task.metrics[0]) for task in TASKS if task.is_accuracy}
-    means = [(LIKELIHOOD_MEAN, "accuracy"), (MEAN, "accuracy"), ("wikitext2", WORD)]
+    means = [
+        (PLAIN_MEAN, "accuracy"),
+        (CHAT_MEAN, "accuracy"),
+        (MEAN, "accuracy"),
+        ("wikitext2", WORD),
+    ]
     keys = dict.fromkeys((row.task, row.metric) for row in rows)
     shown = [key for key in keys if key in headline or key in means]
     means = [key for key in shown if key in means]
     lines = [
         "Change of accuracy in points, and ratio of perplexities, steered against unsteered on the "
-        f"same items, with 95% intervals. Means are over tasks; ifeval has few items. Seed {seed}.",
+        f"same items, with 95% intervals. Means are over tasks; ifeval has few items, and asks for lengths. Seed {seed}.",
         "",
         "Strength 1, the default dose:",
         "",

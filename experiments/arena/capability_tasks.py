@@ -216,7 +216,7 @@ COUNTS: Mapping[str, Callable[[str], int | None]] = {
 }
 
 
-def _choice(name: str, asked: str) -> Task:
+def _choice(name: str, asked: str, *, chat: bool = False) -> Task:
     settings = {
         "output_type": "multiple_choice",
         "doc_to_text": asked,
@@ -224,13 +224,18 @@ def _choice(name: str, asked: str) -> Task:
         "doc_to_target": "gold",
     }
     path = f"commonsense_mc/{name}_test.json"
-    return Task(name, path, questions, settings, ("acc_norm", "acc"))
+    title = f"{name}{IN_A_CHAT}" if chat else name
+    return Task(title, path, questions, settings, ("acc_norm", "acc"), chat=chat)
 
+
+# In plain text an edit behind a gate hardly acts, so questions are asked in a chat as well.
+IN_A_CHAT = " in a chat"
 
 TASKS = (
     _choice("ARC-Easy", "Question: {{question}}\nAnswer:"),
     _choice("piqa", "Question: {{question}}\nAnswer:"),
     _choice("openbookqa", "question"),
+    *(_choice(name, "question", chat=True) for name in ("ARC-Easy", "piqa", "openbookqa")),
     Task(
         "lambada",
         "lambada/lambada_test.jsonl",

@@ -78,7 +78,7 @@ def workshop_of(
     """Makes edits, keeping them where the script keeps what takes long."""
     return Workshop(
         model,
-        build_dir=arguments.build_dir / model.precision
+        build_dir=arguments.build_dir / model.precision,
         work_dir=arguments.work_dir,
         effort=effort or Effort(),
         seed=arguments.seed,
