@@ -331,7 +331,8 @@ def markdown(rows: Sequence[Row], seed: int) -> str:
     means = [key for key in shown if key in means]
     lines = [
         "Change of accuracy in points, and ratio of perplexities, steered against unsteered on the "
-        f"same items, with 95% intervals. Means are over tasks; ifeval has few items, and asks for lengths. Seed {seed}.",
+        "same items, with 95% intervals. Means are over tasks; ifeval has few items, and asks for "
+        f"lengths. Seed {seed}.",
         "",
         "Strength 1, the default dose:",
         "",
