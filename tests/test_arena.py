@@ -239,19 +239,18 @@ def test_all_kinds_are_answered_once(llama, tmp_path, monkeypatch):
 # --- judging ------------------------------------------------------------------------------------
 
 
-def trial(method, setting, gain, admissible=True):
-    return arena_tables.Trial(
-        "calm", method, setting, gain, 0.0, 0.0, 1.0, 1.0, -0.5, admissible, False
-    )
+def trial(method, setting, gain, band=0.5):
+    return arena_tables.Trial("calm", method, setting, gain, 0.0, 0.0, 1.0, 1.0, -0.5, band)
 
 
 def test_equal_coherence():
     base = Coherence(0.10, 0.0, 0.9, 0.8, -0.5)
-    assert base.holds_against(base)
-    assert Coherence(0.15, 0.0, 0.5, 0.7, -1.5).holds_against(base)
-    assert not Coherence(0.16, 0.0, 0.9, 0.8, -0.5).holds_against(base)
-    assert not Coherence(0.10, 0.0, 0.9, 0.69, -0.5).holds_against(base)
-    assert not Coherence(0.10, 0.0, 0.9, 0.8, -1.51).holds_against(base)
+    assert base.holds_against(base, 0.25)
+    assert Coherence(0.15, 0.0, 0.5, 0.7, -1.5).holds_against(base, 1.0)
+    assert not Coherence(0.15, 0.0, 0.5, 0.7, -1.5).holds_against(base, 0.5)
+    assert not Coherence(0.16, 0.0, 0.9, 0.8, -0.5).holds_against(base, 1.0)
+    assert not Coherence(0.10, 0.0, 0.9, 0.69, -0.5).holds_against(base, 1.0)
+    assert not Coherence(0.10, 0.0, 0.9, 0.8, -1.51).holds_against(base, 1.0)
 
 
 def test_coherence_of_answers():
@@ -274,19 +273,23 @@ def test_incoherent_answers_earn_nothing():
     assert judged_values(Ones(), ["x", "y"], answers).tolist() == [1.0, 0.0]
 
 
-def test_the_best_admissible_setting_is_chosen():
+def test_the_best_setting_within_a_band():
     trials = [
-        trial("CCS", "1", 0.2),
+        trial("CCS", "1", 0.2, 0.25),
         trial("CCS", "2", 0.4),
-        trial("CCS", "3", 0.9, admissible=False),
-        trial("SVD", "1", 0.3),
-        trial("few-shot", "1", 0.8, admissible=False),
+        trial("CCS", "3", 0.9, np.inf),
+        trial("SVD", "1", 0.3, 0.25),
+        trial("few-shot", "1", 0.8, 1.0),
+        trial("few-shot", "2", -0.1, 0.25),
     ]
-    marked = arena.with_chosen(trials)
-    assert [t.setting for t in marked if t.chosen and t.method == "CCS"] == ["2"]
-    assert not any(t.chosen for t in marked if t.method == "few-shot")
-    assert arena.leader(marked, ("SVD", "CCS", "few-shot")) == "CCS"
-    assert arena.leader(marked, ("few-shot",)) is None
+    expected = {0.25: ("1", "1", "2"), 0.5: ("2", "1", "2"), 1.0: ("2", "1", "1")}
+    for band, settings in expected.items():
+        best = arena_tables.best_settings(trials, band)
+        assert tuple(best[name].setting for name in ("CCS", "SVD", "few-shot")) == settings
+    best = arena_tables.best_settings(trials[1:4], 0.25)
+    assert list(best) == ["SVD"]
+    assert arena.leader(best, ("CCS", "SVD")) == "SVD"
+    assert arena.leader(best, ("CCS",)) is None
 
 
 def test_gains_and_ratios():
@@ -332,24 +335,14 @@ def test_the_frontier():
     assert arena_tables.frontier(points) == [(0.0, 0.3), (3.0, 0.5), (5.0, 0.9)]
 
 
-def test_gains_by_band():
-    """A trial is 0.5 nats per token less likely than nothing: within 0.5 of -0.2, not of 0.1."""
-    trials = [trial("CCS", "1", 0.2), trial("CCS", "2", 0.9, False), trial("few-shot", "1", 0.1)]
-    other = replace(trial("CCS", "1", 0.4), trait="warm")
-    near, far = {"log_likelihood": -0.2}, {"log_likelihood": 0.1}
-    assert arena_tables.by_band([*trials, other], ["CCS"], near, 0.5) == pytest.approx(0.3)
-    assert arena_tables.by_band([*trials, other], ["few-shot"], near, 0.5) == pytest.approx(0.05)
-    assert arena_tables.by_band([*trials, other], ["CCS"], far, 0.5) == 0.0
-    negative = [trial("CCS", "1", -0.2)]
-    assert arena_tables.by_band(negative, ["CCS"], near, 0.5) == 0.0
-
-
 def test_tables_and_pictures(tmp_path):
-    trials = arena.with_chosen(
-        [trial("CCS", "1", 0.2), trial("CCS", "2", 0.4), trial("few-shot", "1", 0.1, False)]
-    )
+    trials = [
+        trial("CCS", "1", 0.2, 1.0),
+        trial("CCS", "2", 0.4),
+        trial("few-shot", "1", 0.1, np.inf),
+    ]
     row = arena_tables.Row(
-        "calm", "CCS", "2", 0.6, 0.4, 0.3, 0.5, 0.0, 9.0, 0.0, 1,
+        0.5, "calm", "CCS", "2", 0.6, 0.4, 0.3, 0.5, 0.0, 9.0, 0.0, 1,
         0.0, 0.0, 1.0, 1.0, -0.5, True,
     )  # fmt: skip
     unsteered = np.array([0.2, 0.2, 0.4, 0.0])
@@ -372,16 +365,20 @@ def test_tables_and_pictures(tmp_path):
         "parts": {"develop": part, "report": part},
         "measures": {"calm": {"search": "x", "report": "y"}},
     }
-    ratios = list(arena.compared(gains, ["calm"]))
-    arena_tables.write(tmp_path, content, trials, [row], ratios)
+    ratios = [one for band in arena_tables.BANDS for one in arena.compared(band, gains, ["calm"])]
+    rows = [replace(row, band=band) for band in arena_tables.BANDS[1:]]
+    arena_tables.write(tmp_path, content, trials, rows, ratios)
     text = (tmp_path / "arena.md").read_text()
     assert "| CCS | 2 | +0.40 | +0.40 (+0.30 to +0.50) | 0%" in text
-    assert "| few-shot | none of 1 admissible |" in text
-    assert "| this engine | +0.40 | +0.40 | +0.40 |" in text
-    assert "| best peer | +0.00 | +0.00 | +0.00 |" in text
+    assert text.count("| few-shot | none admissible |") == 3
+    assert text.count("| CCS | +0.40 (+0.30 to +0.50) | +0.40 |") == 2
+    assert text.count("| CCS | none admissible |") == 1  # within 0.25
+    assert text.count("| CCS | none | +0.00 |") == 1
     assert "| this engine | inf (inf to inf) | inf (inf to inf) |" in text
     assert json.loads((tmp_path / "arena.json").read_text())["bounds"]["less relevant"] == 0.1
-    assert "all,this engine,best peer,inf,inf,inf" in (tmp_path / "arena_ratios.csv").read_text()
+    assert (
+        "0.5,all,this engine,best peer,inf,inf,inf" in (tmp_path / "arena_ratios.csv").read_text()
+    )
     for name in ("arena_calm", "arena_gains"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -6,8 +6,9 @@
 FOLDER holds what people prefer (people.py), DIR the peers (peers.py). Each method (contenders.py)
 has the same number of settings, strengths and layers, and answers develop prompts with all of them.
 Of those whose answers are as whole as the unsteered model's (judging.py) the one that gains most by
-a trait's search measure is the method's best. The best answer the report prompts, and are judged by
-another measure (reads.py). A method without an admissible setting gains nothing.
+a trait's search measure is the method's best; there is one for each of three bands of likelihood.
+The best answer the report prompts, and are judged by another measure (reads.py). A method without
+an admissible setting gains nothing.
 
 "This engine" is the best of its methods for each trait, "best peer" the best of the others, both by
 the search. What was answered is kept in the work folder, a file a trait: the run can be killed,
@@ -17,6 +18,7 @@ resumed, and split over processes with `--traits`; at the end one run over all w
 from __future__ import annotations
 
 import argparse
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,9 +31,10 @@ import peers
 import prompting
 from answering import UNSTEERED, Setting, answer_all
 from answers import Answers
-from arena_tables import BEST_PEER, ENGINE, Ratio, Row, Trial
+from arena_tables import BEST_PEER, ENGINE, Ratio, Row, Trial, best_settings
 from contenders import GATED, MIDDLE, READINGS, Effort, Maker, Source, Workshop, within_budget
 from judging import (
+    BANDS,
     NO_GAIN,
     Gain,
     coherence,
@@ -102,32 +105,39 @@ def main() -> None:
     people = People(arguments.data, seed, 100 if quick else PAIRS)
     reads = {trait: READS[trait](model, people) for trait in arguments.traits}
     search = Judge(model, part("develop", 10, 96, quick), arguments.work_dir)
-    trials: list[Trial] = []
-    chosen: dict[str, list[Setting]] = {}
+    trials: dict[str, list[Trial]] = {}
+    settings: dict[str, list[Setting]] = {}
     checks: dict[str, int] = defaultdict(int)
     for trait in arguments.traits:
         source = workshop.source(trait)
-        settings = within_budget(makers(workshop, arguments.methods), source)
-        found = judged(search, trait, settings, reads[trait])
-        chosen[trait] = [s for s, one in zip(settings, found, strict=True) if one.chosen]
-        trials += found
+        settings[trait] = within_budget(makers(workshop, arguments.methods), source)
+        trials[trait] = judged(search, trait, settings[trait], reads[trait])
         for peer in peers.PEERS:
             if peer in arguments.methods:
                 checks[peer] += unlike(workshop, source, peer, search.part.prompts[:CHECKED])
     report = Judge(model, part("report", 48, 128, quick), arguments.work_dir)
     drawn = draws(len(report.part.prompts), seed)
     rows: list[Row] = []
-    gains: dict[str, dict[str, Gain]] = defaultdict(dict)  # by method and trait
-    for trait in arguments.traits:
-        mine = dict.fromkeys(arguments.methods, NO_GAIN)
-        for row, one in reported(report, trait, chosen[trait], reads[trait], drawn):
-            rows.append(row)
-            mine[row.method] = one
-        for label, members in ((ENGINE, OURS), (BEST_PEER, OTHERS)):
-            leading = leader([t for t in trials if t.trait == trait], members)
-            mine[label] = mine[leading] if leading is not None else NO_GAIN
-        for method, one in mine.items():
-            gains[method][trait] = one
+    ratios: list[Ratio] = []
+    for band in BANDS:
+        gains: dict[str, dict[str, Gain]] = defaultdict(dict)  # by method and trait
+        for trait, found in trials.items():
+            best = best_settings(found, band)
+            chosen = [
+                setting
+                for setting, trial in zip(settings[trait], found, strict=True)
+                if best.get(setting.method) is trial
+            ]
+            mine = dict.fromkeys(arguments.methods, NO_GAIN)
+            for row, one in reported(report, band, trait, chosen, reads[trait], drawn):
+                rows.append(row)
+                mine[row.method] = one
+            for label, members in ((ENGINE, OURS), (BEST_PEER, OTHERS)):
+                leading = leader(best, members)
+                mine[label] = mine[leading] if leading is not None else NO_GAIN
+            for method, one in mine.items():
+                gains[method][trait] = one
+        ratios += compared(band, gains, arguments.traits)
     content = {
         "model": model.name,
         "fingerprint": str(model.fingerprint),
@@ -144,8 +154,8 @@ def main() -> None:
             for trait, one in reads.items()
         },
     }
-    ratios = list(compared(gains, arguments.traits))
-    arena_tables.write(arguments.output, content, trials, rows, ratios)
+    tried = [trial for found in trials.values() for trial in found]
+    arena_tables.write(arguments.output, content, tried, rows, ratios)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -194,7 +204,7 @@ def makers(workshop: Workshop, methods: Sequence[str]) -> dict[str, Maker]:
 
 
 def judged(judge: Judge, trait: str, settings: Sequence[Setting], reads: Reads) -> list[Trial]:
-    """What every setting does on develop prompts, and which is its method's best."""
+    """What every setting does on develop prompts."""
     prompts = judge.part.prompts
     base = values(reads.search, prompts, judge.unsteered).mean()
     trials = []
@@ -207,28 +217,20 @@ def judged(judge: Judge, trait: str, settings: Sequence[Setting], reads: Reads) 
                 method=setting.method,
                 setting=setting.name,
                 gain=float(standardised(mean, base)),
-                admissible=whole.holds_against(judge.coherence),
-                chosen=False,
+                band=min(
+                    (band for band in BANDS if whole.holds_against(judge.coherence, band)),
+                    default=math.inf,
+                ),
                 **asdict(whole),
             )
         )
-    return with_chosen(trials)
+    return trials
 
 
-def with_chosen(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials of a trait, with the admissible one of the largest gain of each method marked."""
-    best: dict[str, Trial] = {}
-    for trial in trials:
-        leading = best.get(trial.method)
-        if trial.admissible and (leading is None or trial.gain > leading.gain):
-            best[trial.method] = trial
-    return [trial.marked(best.get(trial.method) is trial) for trial in trials]
-
-
-def leader(trials: Sequence[Trial], methods: Sequence[str]) -> str | None:
+def leader(best: Mapping[str, Trial], methods: Sequence[str]) -> str | None:
     """Whichever of some methods gains most on develop prompts; none if none is admissible."""
-    chosen = [trial for trial in trials if trial.chosen and trial.method in methods]
-    return max(chosen, key=lambda trial: trial.gain).method if chosen else None
+    mine = [trial for method, trial in best.items() if method in methods]
+    return max(mine, key=lambda trial: trial.gain).method if mine else None
 
 
 def unlike(workshop: Workshop, source: Source, peer: str, prompts: Sequence[str]) -> int:
@@ -243,6 +245,7 @@ def unlike(workshop: Workshop, source: Source, peer: str, prompts: Sequence[str]
 
 def reported(
     judge: Judge,
+    band: float,
     trait: str,
     chosen: Sequence[Setting],
     reads: Reads,
@@ -259,6 +262,7 @@ def reported(
         whole = coherence(prompts, answers)
         low, high = one.interval
         row = Row(
+            band=band,
             trait=trait,
             method=setting.method,
             setting=setting.name,
@@ -270,21 +274,23 @@ def reported(
             tokens=float(np.mean(answers.tokens)),
             extra_tokens=float(np.mean(answers.extra_tokens)),
             passes=answers.passes,
-            holds=whole.holds_against(judge.coherence),
+            holds=whole.holds_against(judge.coherence, band),
             **asdict(whole),
         )
         yield row, one
 
 
-def compared(gains: Mapping[str, Mapping[str, Gain]], traits: Sequence[str]) -> Iterator[Ratio]:
+def compared(
+    band: float, gains: Mapping[str, Mapping[str, Gain]], traits: Sequence[str]
+) -> Iterator[Ratio]:
     """This engine and each of its methods against each peer: all traits together, then each."""
     for ours in (ENGINE, *(method for method in OURS if method in gains)):
         for theirs in (BEST_PEER, *(method for method in OTHERS if method in gains)):
             pairs = [(gains[ours][trait], gains[theirs][trait]) for trait in traits]
             mine, other = (mean_gain(column) for column in zip(*pairs, strict=True))
-            yield Ratio("all", ours, theirs, *ratio(mine, other), *difference(mine, other))
+            yield Ratio(band, "all", ours, theirs, *ratio(mine, other), *difference(mine, other))
             for trait, (a, b) in zip(traits, pairs, strict=True):
-                yield Ratio(trait, ours, theirs, *ratio(a, b), *difference(a, b))
+                yield Ratio(band, trait, ours, theirs, *ratio(a, b), *difference(a, b))
 
 
 def described(judge: Judge) -> dict[str, object]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
-from judging import LESS_LIKELY, MORE_INCOHERENT  # noqa: E402
+from judging import BANDS, MORE_INCOHERENT  # noqa: E402
 from matplotlib import colormaps  # noqa: E402
 from palm.figures import panels, save  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
@@ -19,8 +19,9 @@ from timing import command  # noqa: E402
 from steer.soundness import LESS_RELEVANT  # noqa: E402
 
 ENGINE, BEST_PEER = "this engine", "best peer"
+DEFAULT = "gated distilled"
+"""What `steer build` makes of a trait."""
 TARGET = 1.5
-BANDS = (0.25, 0.5, LESS_LIKELY)  # nats per token
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Trial:
         method: By which method.
         setting: Its layers, dose and the like.
         gain: Share of the headroom that is closed, by the search measure.
-        incoherent: As all that follow but the last two, see `judging.Coherence`.
+        incoherent: As all that follow but the last, see `judging.Coherence`.
         broken: The same.
         distinct: The same.
         relevant: The same.
         log_likelihood: The same.
-        admissible: Whether its answers are as whole as the unsteered model's.
-        chosen: Whether it is its method's best.
+        band: The narrowest of the bands of likelihood within which its answers are as whole as the
+            unsteered model's; infinite if there is none.
     """
 
     trait: str
@@ -50,19 +51,25 @@ class Trial:
     distinct: float
     relevant: float
     log_likelihood: float
-    admissible: bool
-    chosen: bool
+    band: float
 
-    def marked(self, chosen: bool) -> Trial:
-        """The same, chosen or not."""
-        return replace(self, chosen=chosen)
+
+def best_settings(trials: Sequence[Trial], band: float) -> dict[str, Trial]:
+    """By method, the trial of the largest gain within a band; the trials are of one trait."""
+    best: dict[str, Trial] = {}
+    for trial in trials:
+        leading = best.get(trial.method)
+        if trial.band <= band and (leading is None or trial.gain > leading.gain):
+            best[trial.method] = trial
+    return best
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a method's best setting does on report prompts.
+    """What a method's best setting within a band does on report prompts.
 
     Attributes:
+        band: Of likelihood, nats per token.
         trait: What is asked for.
         method: By which method.
         setting: Chosen on develop prompts.
@@ -82,6 +89,7 @@ class Row:
         holds: Whether its answers are as whole as the unsteered model's here, too.
     """
 
+    band: float
     trait: str
     method: str
     setting: str
@@ -106,6 +114,7 @@ class Ratio:
     """How a method's gain compares with another's on report prompts; ends are of 95% intervals.
 
     Attributes:
+        band: Of likelihood, nats per token.
         trait: A trait, or "all" for the mean over them.
         ours: One method.
         theirs: The other.
@@ -117,6 +126,7 @@ class Ratio:
         difference_high: Upper end.
     """
 
+    band: float
     trait: str
     ours: str
     theirs: str
@@ -141,7 +151,7 @@ def write(
         **content,
         "bounds": {
             "more incoherent": MORE_INCOHERENT,
-            "less likely, nats per token": LESS_LIKELY,
+            "less likely, nats per token": list(BANDS),
             "less relevant": LESS_RELEVANT,
         },
     }
@@ -172,8 +182,8 @@ def markdown(
     lines = [
         f"Each method's best setting of those whose answers to {develop['prompts']} develop "
         f"prompts are whole (at most {100 * MORE_INCOHERENT:g} points more loop or are broken, "
-        f"{100 * LESS_RELEVANT:g} fewer are about their prompt, {LESS_LIKELY:g} nats per token "
-        f"less likely under the unedited model), on {report['prompts']} report prompts of at most "
+        f"{100 * LESS_RELEVANT:g} fewer are about their prompt, and a band of nats per token less "
+        f"likely under the unedited model), on {report['prompts']} report prompts of at most "
         f"{report['decoding']['max_new_tokens']} tokens. Gain is the share of the headroom that is "
         "closed, by a measure that took no part before (95%, bootstrap over prompts). "
         f"{content['model']}, {content['dtype']}, seed {content['seed']}.",
@@ -187,10 +197,42 @@ def markdown(
             "Answers in which a peer's own application decodes other tokens than its vector "
             f"applied here: {said}, of {content['answers compared']}.",
         ]
+    lines += [
+        "",
+        f"A method without an admissible setting gains 0. {ENGINE.capitalize()} is the best of its "
+        f"methods for each trait, {BEST_PEER} the best of the others, by the develop gain; "
+        f"{DEFAULT} is what is built where nothing else is asked for.",
+    ]
+    for band in BANDS:
+        lines += ["", *_gain_table(band, content, rows), "", *_ratio_table(band, ratios)]
     for trait in dict.fromkeys(trial.trait for trial in trials):
-        lines += ["", *_trait_table(trait, content, trials, rows)]
-    lines += ["", *_ratio_table(ratios), "", *_band_table(content, trials)]
+        lines += ["", f"## {trait}", ""]
+        measures = content["measures"][trait]
+        lines.append(f"Searched by {measures['search']}; reported by {measures['report']}.")
+        for band in BANDS:
+            lines += ["", *_trait_table(band, trait, trials, rows)]
     return "\n".join(lines) + "\n"
+
+
+def _gain_table(band: float, content: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    """Report gains by method and trait."""
+    traits = list(content["measures"])
+    found = {(row.method, row.trait): row for row in rows if row.band == band}
+    lines = [
+        f"## Within {band:g} nats per token",
+        "",
+        "| | " + " | ".join(traits) + " | mean |",
+        "|---" * (len(traits) + 2) + "|",
+    ]
+    for method in dict.fromkeys(row.method for row in rows):
+        mine = [found.get((method, trait)) for trait in traits]
+        cells = [
+            "none" if one is None else f"{one.gain:+.2f} ({one.low:+.2f} to {one.high:+.2f})"
+            for one in mine
+        ]
+        mean = sum(0.0 if one is None else one.gain for one in mine) / len(mine)
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {mean:+.2f} |")
+    return lines
 
 
 def _whole(one: Mapping[str, float]) -> str:
@@ -201,24 +243,21 @@ def _whole(one: Mapping[str, float]) -> str:
 
 
 def _trait_table(
-    trait: str, content: Mapping[str, Any], trials: Sequence[Trial], rows: Sequence[Row]
+    band: float, trait: str, trials: Sequence[Trial], rows: Sequence[Row]
 ) -> list[str]:
-    measures = content["measures"][trait]
-    found = {row.method: row for row in rows if row.trait == trait}
+    found = {row.method: row for row in rows if (row.band, row.trait) == (band, trait)}
+    best = best_settings([trial for trial in trials if trial.trait == trait], band)
     lines = [
-        f"### {trait}",
-        "",
-        f"Searched by {measures['search']}; reported by {measures['report']}.",
+        f"### {trait}, within {band:g} nats per token",
         "",
         "| method | setting | develop gain | report gain (95%) | wrong way | looping or broken "
         "| distinct trigrams | relevant | nats per token | whole | prompt tokens | passes |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method in dict.fromkeys(trial.method for trial in trials):
-        mine = [t for t in trials if (t.trait, t.method) == (trait, method)]
-        chosen = next((trial for trial in mine if trial.chosen), None)
+        chosen = best.get(method)
         if chosen is None:
-            lines.append(f"| {method} | none of {len(mine)} admissible |" + " |" * 10)
+            lines.append(f"| {method} | none admissible |" + " |" * 10)
             continue
         row = found[method]
         lines.append(
@@ -231,14 +270,12 @@ def _trait_table(
     return lines
 
 
-def _ratio_table(ratios: Sequence[Ratio]) -> list[str]:
-    whole = {(one.ours, one.theirs): one for one in ratios if one.trait == "all"}
+def _ratio_table(band: float, ratios: Sequence[Ratio]) -> list[str]:
+    within = [one for one in ratios if one.band == band]
+    whole = {(one.ours, one.theirs): one for one in within if one.trait == "all"}
     columns = list(dict.fromkeys(theirs for _, theirs in whole))
     lines = [
-        "### Ratio of mean gains",
-        "",
-        f"A method without an admissible setting gains 0. {ENGINE.capitalize()} is the best of its "
-        f"methods for each trait, {BEST_PEER} the best of the others, by the develop gain.",
+        f"Ratio of mean gains, within {band:g} nats per token:",
         "",
         "| | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -250,57 +287,21 @@ def _ratio_table(ratios: Sequence[Ratio]) -> list[str]:
             + " | ".join(f"{x.ratio:.2f} ({x.low:.2f} to {x.high:.2f})" for x in cells)
             + " |"
         )
-    lead = whole[ENGINE, BEST_PEER]
-    worse = [
-        one.trait
-        for one in ratios
-        if (one.ours, one.theirs) == (ENGINE, BEST_PEER)
-        and one.trait != "all"
-        and one.difference_high < 0
-    ]
-    held = lead.ratio >= TARGET and lead.low > 1
-    lines += [
-        "",
-        f"- {ENGINE} against {BEST_PEER}, at least {TARGET:g} times and surely more than once: "
-        f"{'yes' if held else 'no'}.",
-        f"- Traits on which it is surely worse: {', '.join(worse) or 'none'}.",
-    ]
-    return lines
-
-
-def by_band(
-    trials: Sequence[Trial], methods: Sequence[str], unsteered: Mapping[str, float], band: float
-) -> float:
-    """Mean over traits of the largest develop gain of some methods, within a band of likelihood.
-
-    Settings are held to the other bounds too; where none is left the gain is 0.
-    """
-    best = dict.fromkeys((trial.trait for trial in trials), 0.0)
-    for trial in trials:
-        within = trial.log_likelihood >= unsteered["log_likelihood"] - band
-        if trial.method in methods and trial.admissible and within:
-            best[trial.trait] = max(best[trial.trait], trial.gain)
-    return sum(best.values()) / len(best)
-
-
-def _band_table(content: Mapping[str, Any], trials: Sequence[Trial]) -> list[str]:
-    """What each method gains if answers must stay closer to the unsteered model's."""
-    unsteered = content["parts"]["develop"]["unsteered"]
-    methods = list(dict.fromkeys(trial.method for trial in trials))
-    groups = {method: [method] for method in methods}
-    groups |= {ENGINE: content["ours"], BEST_PEER: [m for m in methods if m not in content["ours"]]}
-    lines = [
-        "### Closer to the unsteered model",
-        "",
-        "Mean over traits of each method's largest develop gain, by the search measure, among "
-        "settings whose answers lose at most so many nats per token under the unedited model.",
-        "",
-        "| | " + " | ".join(f"{band:g} nats" for band in BANDS) + " |",
-        "|---" * (len(BANDS) + 1) + "|",
-    ]
-    for name, members in groups.items():
-        cells = (f"{by_band(trials, members, unsteered, band):+.2f}" for band in BANDS)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines.append("")
+    for ours in (one for one in (DEFAULT, ENGINE) if (one, BEST_PEER) in whole):
+        lead = whole[ours, BEST_PEER]
+        held = lead.ratio >= TARGET and lead.low > 1
+        worse = [
+            one.trait
+            for one in within
+            if (one.ours, one.theirs) == (ours, BEST_PEER)
+            and one.trait != "all"
+            and one.difference_high < 0
+        ]
+        lines.append(
+            f"- {ours} against {BEST_PEER}, at least {TARGET:g} times and surely more than once: "
+            f"{'yes' if held else 'no'}; surely worse on: {', '.join(worse) or 'no trait'}."
+        )
     return lines
 
 
@@ -330,10 +331,10 @@ def draw_frontier(trials: Sequence[Trial], content: Mapping[str, Any], path: Pat
             "less likely under the unedited model, nats per token",
             "log_likelihood",
             -1.0,
-            LESS_LIKELY,
+            *BANDS,
         ),
     )
-    for axis, (label, field, scale, bound) in zip(axes[0], costs, strict=True):
+    for axis, (label, field, scale, *bounds) in zip(axes[0], costs, strict=True):
         for method, colour in colours.items():
             points = [
                 (scale * (getattr(trial, field) - unsteered[field]), trial.gain)
@@ -351,7 +352,8 @@ def draw_frontier(trials: Sequence[Trial], content: Mapping[str, Any], path: Pat
                 drawstyle="steps-post",
                 label=method,
             )
-        axis.axvline(bound, color="0.4", lw=1, ls="--")
+        for bound in bounds:
+            axis.axvline(bound, color="0.4", lw=1, ls="--")
         axis.axhline(0, color="0.8", lw=1, zorder=0)
         axis.set_xlabel(label)
     axes[0, 0].set_ylabel("share of the headroom closed")
@@ -361,22 +363,24 @@ def draw_frontier(trials: Sequence[Trial], content: Mapping[str, Any], path: Pat
 
 
 def draw_gains(rows: Sequence[Row], path: Path) -> None:
-    """Gains on report prompts, a panel a trait."""
+    """Gains on report prompts, a panel a band and trait."""
     traits = list(dict.fromkeys(row.trait for row in rows))
     methods = [m for m in dict.fromkeys(row.method for row in rows) if m != "unsteered"]
     colours = _colours(methods)
-    figure, axes = panels(1, len(traits), 3.2, 3.6)
-    for axis, trait in zip(axes[0], traits, strict=True):
-        found = {row.method: row for row in rows if row.trait == trait}
-        for place, method in enumerate(reversed(methods)):
-            row = found.get(method)
-            if row is None:
-                axis.text(0, place, " none admissible", va="center", fontsize=7, color="0.4")
-                continue
-            axis.barh(place, row.gain, color=colours[method], alpha=1.0 if row.holds else 0.4)
-            axis.plot([row.low, row.high], [place, place], color="0.2", lw=1.2)
-        axis.set_yticks(range(len(methods)), methods[::-1], fontsize=8)
-        axis.axvline(0, color="0.6", lw=1)
-        axis.set_title(trait, fontsize=11)
-        axis.set_xlabel("share of the headroom closed", fontsize=8)
+    figure, axes = panels(len(BANDS), len(traits), 3.2, 3.2)
+    for line, band in zip(axes, BANDS, strict=True):
+        for axis, trait in zip(line, traits, strict=True):
+            found = {row.method: row for row in rows if (row.band, row.trait) == (band, trait)}
+            for place, method in enumerate(reversed(methods)):
+                row = found.get(method)
+                if row is None:
+                    axis.text(0, place, " none admissible", va="center", fontsize=7, color="0.4")
+                    continue
+                axis.barh(place, row.gain, color=colours[method], alpha=1.0 if row.holds else 0.4)
+                axis.plot([row.low, row.high], [place, place], color="0.2", lw=1.2)
+            axis.set_yticks(range(len(methods)), methods[::-1], fontsize=8)
+            axis.axvline(0, color="0.6", lw=1)
+            axis.set_xlim(-0.7, 1)
+            axis.set_title(f"{trait}, within {band:g} nats", fontsize=10)
+            axis.set_xlabel("share of the headroom closed", fontsize=8)
     save(figure, path)

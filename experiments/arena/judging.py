@@ -18,9 +18,10 @@ Float64 = NDArray[np.float64]
 
 # At equal coherence: by how much a method's answers may be worse than the unsteered model's.
 MORE_INCOHERENT = 0.05
-# Nats per token. The packaged model's own answers, sampled when a trait is asked for in words, are
-# 0.6 to 1.1 less likely after the plain prompt than its greedy ones: a manner is no damage.
-LESS_LIKELY = 1.0
+# Of likelihood, nats per token. The packaged model's own answers, sampled when a trait is asked for
+# in words, are 0.6 to 1.1 less likely after the plain prompt than its greedy ones: a manner is no
+# damage. But of two that gain the same, the one that stays closer is the cleaner steering.
+BANDS = (0.25, 0.5, 1.0)
 DRAWS = 2000
 _ROUNDING = 1e-9
 
@@ -43,12 +44,17 @@ class Coherence:
     relevant: float
     log_likelihood: float
 
-    def holds_against(self, unsteered: Coherence) -> bool:
-        """Whether it is equal, within the bounds above."""
+    def holds_against(self, unsteered: Coherence, less_likely: float) -> bool:
+        """Whether it is equal, within the bounds above.
+
+        Args:
+            unsteered: Of the unsteered model.
+            less_likely: Nats per token by which answers may be less likely.
+        """
         return (
             self.incoherent <= unsteered.incoherent + MORE_INCOHERENT + _ROUNDING
             and self.relevant >= unsteered.relevant - LESS_RELEVANT - _ROUNDING
-            and self.log_likelihood >= unsteered.log_likelihood - LESS_LIKELY - _ROUNDING
+            and self.log_likelihood >= unsteered.log_likelihood - less_likely - _ROUNDING
         )
 
 
