@@ -8,12 +8,13 @@ scaled to [0, 1]: what earns 1 is the ceiling of the standardised gain.
     simplicity   Coleman-Liau, grade 2      probe on sentence embeddings, fitted to OneStopEnglish
     positivity   VADER, 0.8                 probe on sentence embeddings, fitted to Positive
                                             Psychology Frames
-    warmth       warm words, 6 in 100       probe on the middle layer's activations, fitted to the
-                                            outer quarters of Stanford politeness
+    warmth       packaged probe on style,   probe on the middle layer's activations, fitted to the
+                 Stanford politeness        outer quarters of Stanford politeness
     formality    slang and exclamation      contractions, you and I, none
                  marks, none
 
-A probe's ceiling is the upper tenth of the texts that people prefer.
+A probe's ceiling is the upper tenth of the texts that people prefer. Warm words do not search for
+warmth: they follow people's labels no better than chance (experiments/validate_rewards.py).
 """
 
 from __future__ import annotations
@@ -30,14 +31,19 @@ from people import Pairs, onestop, politeness, positive_frames  # noqa: E402
 
 from steer.measures import coleman_liau, familiar_markers, sentences, slang_markers
 from steer.models import LanguageModel
-from steer.probe_reward import SENTENCES, Encoder, ProbeReward, activation_encoder
+from steer.probe_reward import (
+    SENTENCES,
+    Encoder,
+    ProbeReward,
+    activation_encoder,
+    packaged_probe,
+)
 from steer.rewards import (
     Range,
     Reward,
     TextReward,
     length_reward,
     sentiment_reward,
-    warmth_reward,
 )
 
 PAIRS = 1000
@@ -90,7 +96,9 @@ def _positivity(model: LanguageModel, people: People) -> Reads:
 
 def _warmth(model: LanguageModel, people: People) -> Reads:
     encoder = activation_encoder(model)
-    return Reads(warmth_reward(), _probe("warmth", politeness, encoder, people))
+    search = packaged_probe("warmth")
+    assert search is not None, "it is packaged"
+    return Reads(search, _probe("warmth", politeness, encoder, people))
 
 
 def _formality(model: LanguageModel, people: People) -> Reads:
