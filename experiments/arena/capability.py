@@ -22,9 +22,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from capability_tasks import TASKS, Document, Task, short
 from numpy.typing import NDArray
+from running import add_bundle, common_parser, loaded, parsed, steerer_of
 from tqdm import tqdm
 
 # What experiments share is one folder up.
@@ -33,16 +33,15 @@ from palm.figures import panels, save  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
-import steer  # noqa: E402
 from steer.edits import Edit  # noqa: E402
 from steer.hooks import Scope  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
-from steer.resources import atomic_path, cache_dir, content_key  # noqa: E402
+from steer.resources import atomic_path, content_key  # noqa: E402
+from steer.steerer import Steerer  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
 Float64 = NDArray[np.float64]
 
-RESULTS = Path(__file__).parents[1] / "results" / "arena"
 DRAWS = 2000
 WORST_CHANGE = -1.0  # points of accuracy
 WORST_RATIO = 1.05  # of perplexities
@@ -98,8 +97,7 @@ class Row:
 def main() -> None:
     """Measure what is missing; write the tables and the picture."""
     arguments = read_arguments()
-    torch.set_num_threads(arguments.threads)
-    steerer = steer.load(arguments.model, arguments.bundle)
+    steerer = steerer_of(loaded(arguments), arguments)
     traits = arguments.traits or list(steerer.traits)
     settings = [(None, 0.0), *((trait, s) for trait in traits for s in arguments.strengths)]
     tasks = [task for task in TASKS if task.name in arguments.tasks]
@@ -128,20 +126,13 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """What the script is told."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    parser.add_argument("--bundle", default=None, help="bundle file")
+    parser = common_parser(__doc__, "capability")
+    add_bundle(parser)
     parser.add_argument("--traits", nargs="+", default=None, help="default: all of the bundle")
     parser.add_argument("--strengths", nargs="+", type=float, default=[0.5, 1.0, 1.5])
     parser.add_argument("--tasks", nargs="+", choices=names(TASKS), default=names(TASKS))
     parser.add_argument("--limit", type=int, default=500, help="most items of a task")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "arena" / "capability")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     if arguments.quick:
         arguments.limit, arguments.strengths = min(arguments.limit, 4), []
     arguments.strengths = sorted({1.0, *arguments.strengths})
@@ -283,7 +274,7 @@ def interval(draws: Float64) -> tuple[float, float]:
 
 def write(
     rows: Sequence[Row],
-    steerer: steer.Steerer,
+    steerer: Steerer,
     arguments: argparse.Namespace,
     seconds: Mapping[str, float],
 ) -> None:
@@ -292,7 +283,8 @@ def write(
     content = {
         "model": steerer.language_model.name,
         "fingerprint": str(steerer.language_model.fingerprint),
-        "bundle": "default" if arguments.bundle is None else Path(arguments.bundle).name,
+        "dtype": arguments.dtype,
+        "bundle": arguments.bundle.name,
         "scope": steerer.bundle.scope,
         "doses, nats per token": {
             name: entry.dose
@@ -309,12 +301,12 @@ def write(
     }
     write_json(output / "capability.json", content)
     write_csv(output / "capability.csv", Row, rows)
-    text = markdown(rows, arguments.seed)
+    text = markdown(rows, arguments.seed, arguments.dtype)
     write_markdown(output / "capability.md", text)
     draw(rows, output / "capability.png")
 
 
-def markdown(rows: Sequence[Row], seed: int) -> str:
+def markdown(rows: Sequence[Row], seed: int, dtype: str) -> str:
     """The tables as Markdown: tasks at the default dose, and means over doses."""
     table = {(row.trait, row.strength, (row.task, row.metric)): row for row in rows}
     traits = list(dict.fromkeys(row.trait for row in rows))
@@ -332,7 +324,7 @@ def markdown(rows: Sequence[Row], seed: int) -> str:
     lines = [
         "Change of accuracy in points, and ratio of perplexities, steered against unsteered on the "
         "same items, with 95% intervals. Means are over tasks; ifeval has few items, and asks for "
-        f"lengths. Seed {seed}.",
+        f"lengths. {dtype}, seed {seed}.",
         "",
         "Strength 1, the default dose:",
         "",
