@@ -47,11 +47,12 @@ def evaluations(path: Path, prompts: int = 6) -> None:
                 }
             )
         )
+    path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def test_the_portfolio_table(tmp_path: Path) -> None:
-    evaluations(tmp_path / "concise-helpful-0.jsonl")
+    evaluations(tmp_path / "bfloat16" / "concise-helpful-0.jsonl")
     script = EXPERIMENTS / "palm" / "portfolio.py"
     out = run(
         script, "--task", "concise-helpful", "--work-dir", tmp_path, "--output", tmp_path / "out"

@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from figures import panels, save
-from tasks import OBJECTIVE, TASKS, Task, arguments_of, evaluations_path, evaluator
+from tasks import OBJECTIVE, TASKS, Task, arguments_of, evaluations_path, evaluator, loaded
 
-import steer
 from steer.certificate import Measured
 from steer.cover import random_weights
 from steer.evaluation import Evaluation, measured, read_evaluations
@@ -45,8 +43,7 @@ JUDGED = 50  # answers of an entry that the model gives its opinion of
 def main() -> None:
     """Measure the tasks that are asked for; write the tables."""
     arguments = arguments_of(__doc__)
-    torch.set_num_threads(arguments.threads)
-    model = steer.load_model(arguments.model)
+    model = loaded(arguments)
     for name in arguments.task:
         study(model, TASKS[name], arguments)
     paths = [arguments.output / "held_out" / f"{name}.json" for name in TASKS]
@@ -113,6 +110,7 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
         "task": task.title,
         "model": model.name,
         "fingerprint": str(model.fingerprint),
+        "dtype": arguments.dtype,
         "seed": seed,
         "prompts": len(prompts),
         "mixtures": MIXTURES,

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from figures import panels, save
 from tasks import (
     OBJECTIVE,
@@ -39,9 +38,9 @@ from tasks import (
     effort,
     evaluations_path,
     evaluator,
+    loaded,
 )
 
-import steer
 from steer.cover import minimal_cover, uniform_weights
 from steer.evaluation import Evaluation
 from steer.models import LanguageModel
@@ -54,8 +53,7 @@ from steer.versions import versions
 def main() -> None:
     """Measure the tasks that are asked for."""
     arguments = arguments_of(__doc__)
-    torch.set_num_threads(arguments.threads)
-    model = steer.load_model(arguments.model)
+    model = loaded(arguments)
     for name in arguments.task:
         measure(model, TASKS[name], arguments)
 
@@ -92,6 +90,7 @@ def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> 
         "command": "python experiments/palm/measure.py",
         "model": model.name,
         "fingerprint": str(model.fingerprint),
+        "dtype": arguments.dtype,
         "seed": seed,
         "quick": quick,
         "task": asdict(task),
