@@ -71,7 +71,8 @@ bench: venv ## Measure the overhead of steering
 	$(BIN)/python experiments/bench_overhead.py
 
 bundle: venv ## Rebuild the default steering bundle: hours
-	$(BIN)/steer build --all --traits brevity,simplicity,formality,warmth,positivity --size 12
+	$(BIN)/steer build --all --traits brevity,simplicity,formality,warmth,positivity --size 12 \
+		--dtype bfloat16
 
 clean: ## Remove environments, caches and build output
 	rm -rf $(VENV) $(COMPAT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
