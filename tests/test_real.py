@@ -212,7 +212,8 @@ SCRIPT = textwrap.dedent(
     import torch
     torch.set_num_threads(1)
     import steer
-    recipe = steer.Recipe(prompts=8, develop_prompts=8, confirm_prompts=4, kls=(0.2, 0.4),
+    recipe = steer.Recipe(method="mean-difference", prompts=8, develop_prompts=8,
+                          confirm_prompts=4, kls=(0.2, 0.4),
                           decoding=steer.Decoding(max_new_tokens=96))
     bundle = steer.build(traits=["brevity"], recipe=recipe, work_dir=sys.argv[1])
     bundle.save(sys.argv[2])

@@ -69,8 +69,8 @@ def build(
     method: Annotated[
         str | None,
         typer.Option(
-            help="distilled (default; some minutes a trait), mean-difference, svd, ccs, probe, "
-            "two-step, two-step-sign-safe, or gain (the first or the second, as measured)."
+            help="distilled (default), mean-difference, svd, ccs, probe, two-step, "
+            "two-step-sign-safe, or gain (the first or the second, as measured)."
         ),
     ] = None,
     layers: Annotated[
