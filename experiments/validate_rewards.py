@@ -33,6 +33,7 @@ from people import (
     politeness,
     positive_frames,
 )
+from precision import add_dtype, loaded
 
 import steer
 from steer.contrast import read_pairs
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--no-model", action="store_true", help="leave out what needs the model")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    add_dtype(parser)
     parser.add_argument("--build-dir", type=Path, help="work folder of a build; default: its own")
     parser.add_argument("--pairs", type=int, default=800, help="most pairs of a data set")
     parser.add_argument("--model-pairs", type=int, default=150, help="the same for the log-ratio")
@@ -138,7 +139,7 @@ def main() -> None:
     encoders = [SENTENCES, STYLE]
     model = None
     if not arguments.no_model:
-        model = steer.load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
+        model = loaded(arguments)
         encoders.append(activation_encoder(model))
     build = cache_dir() / "build" if arguments.build_dir is None else arguments.build_dir
     learnt = (("simplicity", simple), ("positivity", bright), ("warmth", polite), ("safety", safe))

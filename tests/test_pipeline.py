@@ -28,6 +28,9 @@ from steer.trait_edit import _mean_log_ratio, _read
 from steer.traits import Trait
 from tests.models import tiny
 
+QUICK = Recipe(
+    prompts=10, develop_prompts=8, confirm_prompts=0, decoding=Decoding(max_new_tokens=6)
+)
 SEQUENCES = [([5, 6, 7], [8, 9]), ([5, 6], [10, 11, 12]), ([9], [20])]
 
 
@@ -117,20 +120,12 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
     trial = DoseTrial(0.7, 0.05, 1.0, 0.0, 1.0, 8)
     monkeypatch.setattr(pipeline, "generate_pairs", pairs)
     monkeypatch.setattr(trait_edit, "_dose", lambda *args: DoseSearch(trial, trial, (trial,)))
-    decoding = Decoding(max_new_tokens=6)
-    recipe = Recipe(
-        method="mean-difference",
-        layers="ccs-jump",
-        prompts=10,
-        develop_prompts=8,
-        confirm_prompts=0,
-        decoding=decoding,
-    )
+    recipe = replace(QUICK, method="mean-difference", layers="ccs-jump")
     wanted = PortfolioRecipe(
         ("simplicity", "brevity"),
         size=2,
         prompts=4,
-        decoding=decoding,
+        decoding=QUICK.decoding,
         effort=Effort(first=4, batch=2, rounds=1, pool=16),
     )
 
@@ -180,8 +175,7 @@ def test_what_acts_behind_no_gate(tmp_path: Path, changes: dict[str, Any], templ
     model = tiny("llama")
     if not template:
         model.tokenizer.chat_template = None
-    decoding = Decoding(max_new_tokens=6)
-    recipe = Recipe(develop_prompts=8, confirm_prompts=0, decoding=decoding, **changes)
+    recipe = replace(QUICK, **changes)
     assert trait_edit.prepare(model, recipe, tmp_path).gate is None
 
 
@@ -204,15 +198,7 @@ def test_the_method_and_the_layers_with_the_largest_gain_are_kept(
 
     monkeypatch.setattr(pipeline, "generate_pairs", pairs)
     monkeypatch.setattr(trait_edit, "_dose", dose)
-    decoding = Decoding(max_new_tokens=6)
-    recipe = Recipe(
-        method="gain",
-        layers="gain",
-        prompts=10,
-        develop_prompts=8,
-        confirm_prompts=0,
-        decoding=decoding,
-    )
+    recipe = replace(QUICK, method="gain", layers="gain")
     bundle = build(tiny("llama"), ["warmth"], recipe=recipe, work_dir=tmp_path)
     # Both sets of layers by the mean difference, then both distilled.
     assert len(tried) == 4

@@ -26,11 +26,12 @@ from answering import UNSTEERED, Edited, Setting, answer_all
 from contenders import MIDDLE, Source, Workshop
 from judging import coherence, draws, gain, values
 from reads import PAIRS, READS, People
-from running import add_build_dir, common_parser, loaded, parsed, store_of, workshop_of
+from running import add_build_dir, common_parser, parsed, store_of, workshop_of
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
+from precision import loaded  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import arena_tables
@@ -47,12 +49,16 @@ from judging import (
     values,
 )
 from reads import PAIRS, READS, People, Reads
-from running import add_build_dir, common_parser, loaded, parsed, store_of, workshop_of
+from running import add_build_dir, common_parser, parsed, store_of, workshop_of
 
-from steer.generation import Decoding
-from steer.models import LanguageModel
-from steer.prompts import load_prompts
-from steer.versions import versions
+# What experiments share is one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from precision import loaded  # noqa: E402
+
+from steer.generation import Decoding  # noqa: E402
+from steer.models import LanguageModel  # noqa: E402
+from steer.prompts import load_prompts  # noqa: E402
+from steer.versions import versions  # noqa: E402
 
 OURS = (*READINGS, "distilled", f"{GATED}mean difference", f"{GATED}distilled")
 OTHERS = ("system prompt", "few-shot", "logit steering", *peers.PEERS)
@@ -118,26 +124,26 @@ def main() -> None:
     report = Judge(model, part("report", 48, 128, quick), arguments.work_dir)
     drawn = draws(len(report.part.prompts), seed)
     rows: list[Row] = []
-    ratios: list[Ratio] = []
-    for band in BANDS:
-        gains: dict[str, dict[str, Gain]] = defaultdict(dict)  # by method and trait
-        for trait, found in trials.items():
-            best = best_settings(found, band)
-            chosen = [
-                setting
-                for setting, trial in zip(settings[trait], found, strict=True)
-                if best.get(setting.method) is trial
-            ]
-            mine = dict.fromkeys(arguments.methods, NO_GAIN)
-            for row, one in reported(report, band, trait, chosen, reads[trait], drawn):
-                rows.append(row)
-                mine[row.method] = one
+    # By band, method and trait.
+    gains: dict[float, dict[str, dict[str, Gain]]] = {band: defaultdict(dict) for band in BANDS}
+    for trait, found in trials.items():
+        best = {band: best_settings(found, band) for band in BANDS}
+        chosen = {
+            setting: bands
+            for setting, trial in zip(settings[trait], found, strict=True)
+            if (bands := [band for band in BANDS if best[band].get(setting.method) is trial])
+        }
+        for band, method in product(BANDS, arguments.methods):
+            gains[band][method][trait] = NO_GAIN
+        for row, one in reported(report, trait, chosen, reads[trait], drawn):
+            rows.append(row)
+            gains[row.band][row.method][trait] = one
+        for band in BANDS:
             for label, members in ((ENGINE, OURS), (BEST_PEER, OTHERS)):
-                leading = leader(best, members)
-                mine[label] = mine[leading] if leading is not None else NO_GAIN
-            for method, one in mine.items():
-                gains[method][trait] = one
-        ratios += compared(band, gains, arguments.traits)
+                leading = leader(best[band], members)
+                lead = NO_GAIN if leading is None else gains[band][leading][trait]
+                gains[band][label][trait] = lead
+    ratios = [one for band in BANDS for one in compared(band, gains[band], arguments.traits)]
     content = {
         "model": model.name,
         "fingerprint": str(model.fingerprint),
@@ -245,39 +251,42 @@ def unlike(workshop: Workshop, source: Source, peer: str, prompts: Sequence[str]
 
 def reported(
     judge: Judge,
-    band: float,
     trait: str,
-    chosen: Sequence[Setting],
+    chosen: Mapping[Setting, Sequence[float]],
     reads: Reads,
     drawn: np.ndarray,
 ) -> Iterator[tuple[Row, Gain]]:
-    """What each method's best does on report prompts, after the unsteered model."""
+    """What settings do on report prompts, a row for each band, after the unsteered model."""
     prompts = judge.part.prompts
     before = values(reads.report, prompts, judge.unsteered)
-    found = judge.answers(trait, chosen)
-    every = [(UNSTEERED, judge.unsteered), *zip(chosen, found, strict=True)]
-    for setting, answers in every:
+    found = judge.answers(trait, list(chosen))
+    every = [
+        (UNSTEERED, BANDS, judge.unsteered),
+        *zip(chosen, chosen.values(), found, strict=True),
+    ]
+    for setting, bands, answers in every:
         after = values(reads.report, prompts, answers)
         one = gain(after, before, drawn)
         whole = coherence(prompts, answers)
         low, high = one.interval
-        row = Row(
-            band=band,
-            trait=trait,
-            method=setting.method,
-            setting=setting.name,
-            value=float(after.mean()),
-            gain=one.value,
-            low=low,
-            high=high,
-            wrong_way=float((after < before).mean()),
-            tokens=float(np.mean(answers.tokens)),
-            extra_tokens=float(np.mean(answers.extra_tokens)),
-            passes=answers.passes,
-            holds=whole.holds_against(judge.coherence, band),
-            **asdict(whole),
-        )
-        yield row, one
+        for band in bands:
+            row = Row(
+                band=band,
+                trait=trait,
+                method=setting.method,
+                setting=setting.name,
+                value=float(after.mean()),
+                gain=one.value,
+                low=low,
+                high=high,
+                wrong_way=float((after < before).mean()),
+                tokens=float(np.mean(answers.tokens)),
+                extra_tokens=float(np.mean(answers.extra_tokens)),
+                passes=answers.passes,
+                holds=whole.holds_against(judge.coherence, band),
+                **asdict(whole),
+            )
+            yield row, one
 
 
 def compared(

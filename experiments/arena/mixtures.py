@@ -31,7 +31,6 @@ from running import (
     add_build_dir,
     add_bundle,
     common_parser,
-    loaded,
     parsed,
     steerer_of,
     store_of,
@@ -41,6 +40,7 @@ from running import (
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
+from precision import loaded  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from answers import Store
 from contenders import Effort, Workshop
 
-import steer
-from steer.bundle import Bundle
-from steer.generation import Decoding
-from steer.models import LanguageModel
-from steer.resources import cache_dir, data_dir
-from steer.steerer import DEFAULT_BUNDLE, Steerer
-from steer.versions import versions
+# What experiments share is one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from precision import add_dtype  # noqa: E402
+
+from steer.bundle import Bundle  # noqa: E402
+from steer.generation import Decoding  # noqa: E402
+from steer.models import LanguageModel  # noqa: E402
+from steer.resources import cache_dir, data_dir  # noqa: E402
+from steer.steerer import DEFAULT_BUNDLE, Steerer  # noqa: E402
+from steer.versions import versions  # noqa: E402
 
 
 def common_parser(description: str, work: str) -> argparse.ArgumentParser:
@@ -31,8 +34,7 @@ def common_parser(description: str, work: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--work-dir", type=Path, default=cache_dir() / "arena" / work)
-    # Half the time of float32 where the processor has units for it, and what GPUs serve in.
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    add_dtype(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
@@ -59,12 +61,6 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if arguments.quick:
         arguments.work_dir /= "quick"
     return arguments
-
-
-def loaded(arguments: argparse.Namespace) -> LanguageModel:
-    """The model that was asked for."""
-    torch.set_num_threads(arguments.threads)
-    return steer.load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
 
 
 def steerer_of(model: LanguageModel, arguments: argparse.Namespace) -> Steerer:

@@ -14,26 +14,32 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from figures import panels, save
-from tasks import OBJECTIVE, TASKS, Task, arguments_of, evaluations_path, evaluator, loaded
+from tasks import OBJECTIVE, TASKS, Task, arguments_of, evaluations_path, evaluator
 
-from steer.certificate import Measured
-from steer.cover import random_weights
-from steer.evaluation import Evaluation, measured, read_evaluations
-from steer.likelihood import log_ratio
-from steer.models import LanguageModel
-from steer.prompts import load_prompts
-from steer.prune import prune_to_size
-from steer.resources import atomic_path
-from steer.route import route
-from steer.traits import load_traits
-from steer.uncertainty import Regret, held_out_regret
-from steer.versions import versions
+# What experiments share is one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from precision import loaded  # noqa: E402
+from tables import write_json, write_markdown  # noqa: E402
+
+from steer.certificate import Measured  # noqa: E402
+from steer.cover import random_weights  # noqa: E402
+from steer.evaluation import Evaluation, measured, read_evaluations  # noqa: E402
+from steer.likelihood import log_ratio  # noqa: E402
+from steer.models import LanguageModel  # noqa: E402
+from steer.prompts import load_prompts  # noqa: E402
+from steer.prune import prune_to_size  # noqa: E402
+from steer.resources import atomic_path  # noqa: E402
+from steer.route import route  # noqa: E402
+from steer.traits import load_traits  # noqa: E402
+from steer.uncertainty import Regret, held_out_regret  # noqa: E402
+from steer.versions import versions  # noqa: E402
 
 SIZE = 5
 MIXTURES = 1000
@@ -52,9 +58,7 @@ def main() -> None:
     for content in found:
         lines += [content["text"], ""]
     draw(found, arguments.output / "held_out.png")
-    with atomic_path(arguments.output / "held_out.md") as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+    write_markdown(arguments.output / "held_out.md", "\n".join(lines))
 
 
 def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> None:
@@ -122,8 +126,7 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
         "text": text(task, regret, gain, entries, len(prompts), len(chosen)),
     }
     folder = arguments.output / "held_out"
-    with atomic_path(folder / f"{task.name}.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / f"{task.name}.json", content)
     with (
         atomic_path(folder / f"{task.name}.csv") as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,

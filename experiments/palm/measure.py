@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -38,16 +38,20 @@ from tasks import (
     effort,
     evaluations_path,
     evaluator,
-    loaded,
 )
 
-from steer.cover import minimal_cover, uniform_weights
-from steer.evaluation import Evaluation
-from steer.models import LanguageModel
-from steer.prompts import load_prompts
-from steer.resources import atomic_path
-from steer.search import SearchResult, search
-from steer.versions import versions
+# What experiments share is one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from precision import loaded  # noqa: E402
+from tables import write_json  # noqa: E402
+
+from steer.cover import minimal_cover, uniform_weights  # noqa: E402
+from steer.evaluation import Evaluation  # noqa: E402
+from steer.models import LanguageModel  # noqa: E402
+from steer.prompts import load_prompts  # noqa: E402
+from steer.resources import atomic_path  # noqa: E402
+from steer.search import SearchResult, search  # noqa: E402
+from steer.versions import versions  # noqa: E402
 
 
 def main() -> None:
@@ -102,8 +106,7 @@ def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> 
         "measured edits": len(measures.evaluations),
         "versions": versions(),
     }
-    with atomic_path(arguments.output / "measured" / f"{task.name}.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.output / "measured" / f"{task.name}.json", content)
     with (
         atomic_path(arguments.output / "measured" / f"{task.name}.csv") as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,

@@ -27,18 +27,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 # The loaders of people's preferences are one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from people import harmless  # noqa: E402
+from precision import add_dtype  # noqa: E402
 
 from steer.contrast import PairSet
 from steer.cover import Closeness, uniform_weights
 from steer.default_rewards import text_reward
 from steer.evaluation import Evaluator
 from steer.generation import Decoding
-from steer.models import LanguageModel, load_model
+from steer.models import LanguageModel
 from steer.objective import Objective
 from steer.pipeline import search_space
 from steer.portfolio import Candidate
@@ -138,8 +138,7 @@ def arguments_of(description: str) -> argparse.Namespace:
 def common_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """What scripts are told whether they run the model or not."""
     parser.add_argument("--model", default=None, help="local folder or hub id")
-    # Half the time of float32 where the processor has units for it, and what GPUs serve in.
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    add_dtype(parser)
     parser.add_argument("--task", choices=list(TASKS), action="append", help="default: all")
     parser.add_argument("--work-dir", type=Path, default=cache_dir() / "palm")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -148,12 +147,6 @@ def common_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.task = arguments.task or list(TASKS)
     return arguments
-
-
-def loaded(arguments: argparse.Namespace) -> LanguageModel:
-    """The model that was asked for."""
-    torch.set_num_threads(arguments.threads)
-    return load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
 
 
 def evaluations_path(task: Task, arguments: argparse.Namespace, prefix: str = "") -> Path:
