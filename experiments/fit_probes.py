@@ -1,10 +1,20 @@
-"""Fit the packaged probes of what people prefer (`steer.probe_reward.packaged_probe`).
+"""Fit the packaged probes (`steer.probe_reward.packaged_probe`).
 
-    python experiments/fit_probes.py --data FOLDER    # minutes
+    python experiments/fit_probes.py --data FOLDER    # some ten minutes of a core
 
-FOLDER holds the open data sets that experiments/people.py names. Each probe is fitted to two thirds
-of a data set's pairs; validate_rewards.py judges it on the rest. Only directions are written, with
-the name of the data: a few hundred numbers a trait.
+FOLDER holds the open data sets that experiments/people.py names. A probe has three sources:
+
+- two thirds of a data set's pairs, of which people prefer one; validate_rewards.py judges the probe
+  on the rest;
+- answers of the packaged model under the trait's positive instructions against its negative ones;
+- the same answers against those under the positive instructions of the other traits with a probe.
+
+People alone do not say what is asked of an answer: a formal one is as polite as a warm one, a brief
+one complains as little as a cheerful one does. The model's answers count half as much as people's
+pairs: in cross-validation more weight takes accuracy on people's pairs away, and with less an edit
+for formality earns as much warmth as one for warmth does, on prompts of the search. They are
+written at extract prompts from which no edit is made with the default recipe. Only directions are
+stored, with the name of the data: a few hundred numbers a trait.
 """
 
 from __future__ import annotations
@@ -13,33 +23,67 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from people import FITTED_TO, for_fitting
+from precision import add_dtype, loaded
 
+import steer
+from steer.contrast import PairSet, generate_pairs
 from steer.probe_reward import STYLE, ProbeReward
-from steer.resources import atomic_path, data_dir
+from steer.prompts import load_prompts
+from steer.recipe import Recipe
+from steer.resources import atomic_path, cache_dir, data_dir
+
+PROMPTS = 128
+MODEL_SHARE = 0.5
 
 
 def main() -> None:
     """Fit and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--model", default=None, help="local folder or hub id")
+    add_dtype(parser)
+    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "probes")
     parser.add_argument("--output", type=Path, default=data_dir() / "probes.json")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    model, seed = loaded(arguments), arguments.seed
+    extracted = Recipe().prompts
+    prompts = load_prompts("extract")[extracted : extracted + PROMPTS]
+    contrasts = {
+        trait: generate_pairs(
+            model,
+            steer.load_traits()[trait],
+            prompts,
+            arguments.work_dir / model.precision / f"{trait}.jsonl",
+            seed=seed,
+            progress=True,
+        )
+        for trait in FITTED_TO
+    }
     stored = {}
     for trait, load in FITTED_TO.items():
-        pairs = for_fitting(load(arguments.data, arguments.seed))
-        probe = ProbeReward.fitted(
-            trait, pairs.better, pairs.worse, encoder=STYLE, seed=arguments.seed
-        )
-        print(f"{trait}: {len(pairs.better)} pairs, {probe.accuracy:.1%} of those held out")
+        people = for_fitting(load(arguments.data, seed))
+        sources = [
+            list(zip(people.better, people.worse, strict=True)),
+            texts(contrasts[trait]),
+            *(against(contrasts[trait], contrasts[other]) for other in FITTED_TO if other != trait),
+        ]
+        better, worse = zip(*(pair for source in sources for pair in source), strict=True)
+        # Sources count by what is said of them above, however many pairs they are.
+        share = MODEL_SHARE * len(sources[0]) / (len(sources) - 1)
+        counts = [1.0] * len(sources[0])
+        counts += [share / len(source) for source in sources[1:] for _ in source]
+        probe = ProbeReward.fitted(trait, better, worse, counts=counts, encoder=STYLE, seed=seed)
+        pairs = [len(source) for source in sources]
+        print(f"{trait}: {pairs} pairs, {probe.accuracy:.1%} of those held out")
         stored[trait] = {
-            "data": pairs.name,
-            "pairs": len(pairs.better),
-            "seed": arguments.seed,
+            "data": f"{people.name}, and contrasts",
+            "pairs": pairs,
+            "model": str(model.fingerprint),
+            "precision": model.precision,
+            "seed": seed,
             "accuracy": round(probe.accuracy, 4),
             "range": [round(probe.range.zero, 5), round(probe.range.one, 5)],
             "direction": probe.direction.round(5).tolist(),
@@ -47,6 +91,21 @@ def main() -> None:
     with atomic_path(arguments.output) as temporary:
         lines = (f"{json.dumps(trait)}: {json.dumps(one)}" for trait, one in stored.items())
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def texts(pairs: PairSet) -> list[tuple[str, str]]:
+    """Answers under the positive and the negative instructions."""
+    return [(pair.positive.text, pair.negative.text) for pair in pairs.pairs]
+
+
+def against(mine: PairSet, others: PairSet) -> list[tuple[str, str]]:
+    """Answers under the positive instructions of two traits to the same prompts."""
+    theirs = {pair.positive.prompt_id: pair.positive.text for pair in others.pairs}
+    return [
+        (pair.positive.text, theirs[pair.positive.prompt_id])
+        for pair in mine.pairs
+        if pair.positive.prompt_id in theirs
+    ]
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ are there; it is written anew at the end of every run.
     python experiments/report.py                       # everything: an hour on one core
     python experiments/report.py --settings brevity    # one setting; run several side by side
     python experiments/report.py --plain               # plain greedy decoding, for comparison
-    python experiments/report.py --routed              # what the portfolio serves each trait with
 
-Each trait is steered by its own edit at its default dose (`compose=True`), or, with `--routed`, by
-the entry of the bundle's portfolio that a request for that trait alone is routed to.
+Each trait is steered by its own edit at its default dose; mixtures are in arena/mixtures.py.
 """
 
 from __future__ import annotations
@@ -52,7 +50,6 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--max-new-tokens", type=int, default=384)
     parser.add_argument("--plain", action="store_true", help="greedy, nothing against loops")
-    parser.add_argument("--routed", action="store_true", help="steer by the portfolio's entries")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -62,8 +59,7 @@ def main() -> None:
     if arguments.plain:
         decoding = replace(decoding, repetition_penalty=1.0, no_repeat_ngram_size=None)
     if arguments.output is None:
-        words = ["report", *["plain"] * arguments.plain, *["routed"] * arguments.routed]
-        arguments.output = HERE / "results" / "-".join(words)
+        arguments.output = HERE / "results" / ("report-plain" if arguments.plain else "report")
     steerer = steer.load(arguments.model, arguments.bundle)
     for setting in arguments.settings or all_settings:
         answer_all(steerer, setting, decoding, arguments)
@@ -85,7 +81,7 @@ def answer_all(
     weights = None if setting == UNSTEERED else {setting: 1.0}
     made_by = {
         "fingerprint": str(steerer.language_model.fingerprint),
-        "edit": steerer.resolve(weights, compose=not arguments.routed).digest,
+        "edit": steerer.resolve(weights, compose=True).digest,
         "decoding": asdict(decoding),
         "prompts": len(prompts),
     }
@@ -94,9 +90,7 @@ def answer_all(
     rows = []
     for start in tqdm(range(0, len(prompts), arguments.batch), desc=setting, disable=None):
         batch = prompts[start : start + arguments.batch]
-        answers = steerer.answer(
-            [p.text for p in batch], weights, compose=not arguments.routed, decoding=decoding
-        )
+        answers = steerer.answer([p.text for p in batch], weights, compose=True, decoding=decoding)
         rows += [
             {"id": p.id, "text": a.text, "tokens": len(a.tokens), "ended": a.ended}
             for p, a in zip(batch, answers, strict=True)

@@ -25,7 +25,7 @@ from steer.errors import InputError, LowReliabilityWarning
 from steer.gate import Gate, behind
 from steer.hooks import Scope
 from steer.models import LanguageModel, load_model
-from steer.portfolio import Portfolio
+from steer.portfolio import OWN, Portfolio
 from steer.precompute import PortfolioRecipe, precompute
 from steer.prompts import load_prompts
 from steer.recipe import Recipe
@@ -222,7 +222,7 @@ def _search_space(
     progress: bool,
 ) -> SearchSpace:
     """The traits' own edits, and those at the middle layers."""
-    families = {"own layers": tuple(built.entries[name].edit for name in names)}
+    families = {OWN: tuple(built.entries[name].edit for name in names)}
     gate, meter = built.context.gate, built.context.meter
     if recipe.layers != "middle":
         middle = []

@@ -22,6 +22,9 @@ from steer.weights import normalise_weights
 
 Float64 = NDArray[np.float64]
 
+OWN = "own layers"
+"""The family of the traits' edits as the bundle holds them, each at its own layers and dose."""
+
 
 @dataclass(frozen=True, order=True)
 class Candidate:
@@ -64,7 +67,7 @@ class Entry:
     """How a request is served.
 
     Attributes:
-        number: Place in the portfolio, from 1; 0 is the unsteered model.
+        number: Place in the portfolio, from 1; 0 is the unsteered model, None a trait's own edit.
         candidate: How its edit is mixed.
         weights: The request's weights, scaled to sum to one, by trait.
         rewards: Its mean rewards on develop prompts, by trait.
@@ -74,7 +77,7 @@ class Entry:
         strength: What the edit is multiplied by; what was measured is measured at 1.
     """
 
-    number: int
+    number: int | None
     candidate: Candidate
     weights: Mapping[str, float]
     rewards: Mapping[str, float]
@@ -84,7 +87,10 @@ class Entry:
     strength: float = 1.0
 
     def __str__(self) -> str:
-        served = "the unsteered model" if self.number == 0 else f"entry {self.number}"
+        if self.number is None:
+            served = f"the edit of {', '.join(self.weights)} alone"
+        else:
+            served = f"entry {self.number}" if self.number else "the unsteered model"
         shown = ", ".join(f"{name} {value:.2f}" for name, value in self.rewards.items())
         measured = "" if self.strength == 1 else f" (measured at strength 1, not {self.strength:g})"
         return (
@@ -167,6 +173,10 @@ class Portfolio:
     def entry(self, weights: Mapping[str, float], strength: float = 1.0) -> Entry:
         """What serves a request, and how good that is.
 
+        One trait alone is served by its own edit, if that held where the candidates were measured:
+        its dose was found for just this, and nothing that was not asked for comes with it, while
+        the rewards of traits without weight do not count in J.
+
         Args:
             weights: Trait names with numbers >= 0, scaled to sum to one here.
             strength: What the edit will be multiplied by; only told.
@@ -176,10 +186,15 @@ class Portfolio:
         """
         shares = normalise_weights(weights, self.traits)
         w = np.array([shares.get(name, 0.0) for name in self.traits])
-        chosen = int(route(self.measured, self.kept, w[None])[0])
+        alone = Candidate(OWN, tuple((w == 1).astype(float).tolist()))
+        if len(shares) == 1 and alone in self.candidates:
+            number, chosen = None, self.candidates.index(alone)
+        else:
+            chosen = int(route(self.measured, self.kept, w[None])[0])
+            number = 0 if chosen == 0 else self.kept.index(chosen) + 1
         values = self.measured.value(w)
         return Entry(
-            number=0 if chosen == 0 else self.kept.index(chosen) + 1,
+            number=number,
             candidate=self.candidates[chosen],
             weights=shares,
             rewards=dict(zip(self.traits, self.mean_rewards[chosen].tolist(), strict=True)),

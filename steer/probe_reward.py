@@ -10,7 +10,10 @@ There are three encoders. Two are depths of a sentence encoder (`steer.sentence_
 nothing of the steered model; the third are the model's own activations. How well they follow people
 is in experiments/results/rewards.
 
-For some traits a probe that was fitted to what people prefer is packaged (`packaged_probe`).
+For some traits a probe is packaged that was fitted to what people prefer and to what the packaged
+model writes when it is asked for the trait (`packaged_probe`). Either alone misses the trait:
+people's labels of polite requests reward a formal answer above a warm one, and the model's contrast
+pairs follow people less well.
 """
 
 from __future__ import annotations
@@ -140,6 +143,7 @@ class ProbeReward:
         better: Sequence[str],
         worse: Sequence[str],
         *,
+        counts: Sequence[float] | None = None,
         encoder: Encoder = SENTENCES,
         seed: int = 0,
     ) -> ProbeReward:
@@ -149,19 +153,24 @@ class ProbeReward:
             name: What is rewarded.
             better: The texts that show more of it, at least ten.
             worse: The others, in the same order.
+            counts: How many pairs each stands for, more than 0; None for one.
             encoder: Makes points of texts.
             seed: Seeds which pairs are held out together.
 
         Raises:
-            InputError: If there are too few pairs, or held-out pairs are not told apart.
+            InputError: If there are too few pairs, counts do not fit them, or held-out pairs are
+                not told apart.
         """
         check_lengths(better, worse)
         if len(better) < 2 * _FOLDS:
             raise InputError(f"{name}: expected at least {2 * _FOLDS} pairs, got {len(better)}")
+        stands = np.ones(len(better)) if counts is None else np.asarray(counts, np.float64)
+        if stands.shape != (len(better),) or not (np.isfinite(stands) & (stands > 0)).all():
+            raise InputError(f"{name}: expected {len(better)} finite counts above 0, got {counts}")
         high, low = encoder.encode(better), encoder.encode(worse)
         held_out = np.empty((2, len(better)))
         for fit, rest in KFold(_FOLDS, shuffle=True, random_state=seed).split(high):
-            direction = _direction(high[fit] - low[fit])
+            direction = _direction(high[fit] - low[fit], stands[fit])
             held_out[:, rest] = high[rest] @ direction, low[rest] @ direction
         accuracy = float((held_out[0] > held_out[1]).mean())
         if held_out[0].mean() <= held_out[1].mean():
@@ -171,20 +180,21 @@ class ProbeReward:
             )
         scale = Range.between(held_out[1], held_out[0])
         title = f"{encoder.name} probe of {name}"
-        return cls(title, encoder, _direction(high - low), scale, accuracy)
+        return cls(title, encoder, _direction(high - low, stands), scale, accuracy)
 
 
-def _direction(differences: Float32) -> Float64:
-    """Unit vector (d,) along which most differences (n, d) are positive."""
+def _direction(differences: Float32, counts: Float64) -> Float64:
+    """Unit vector (d,) along which most differences (n, d) are positive, each counted (n,)."""
     both = np.concatenate([differences, -differences])
     signs = np.repeat([1, 0], len(differences))
-    found = LogisticRegression(C=_C, fit_intercept=False, max_iter=1000).fit(both, signs)
+    model = LogisticRegression(C=_C, fit_intercept=False, max_iter=1000)
+    found = model.fit(both, signs, sample_weight=np.tile(counts, 2))
     # Its length grows with the number of pairs: the scale of folds would not fit the whole.
     return np.asarray(found.coef_[0] / np.linalg.norm(found.coef_[0]), np.float64)
 
 
 def packaged_probe(trait: str) -> ProbeReward | None:
-    """The probe on style that was fitted to what people prefer, for traits that have one.
+    """The packaged probe on style, for traits that have one.
 
     `data/probes.json` tells of each to which data it was fitted; experiments/fit_probes.py fits it.
 

@@ -62,7 +62,7 @@ class Steerer:
     def resolve(
         self, weights: Weights | None, strength: float = 1.0, *, compose: bool = False
     ) -> Edit:
-        """The edit of a request: the portfolio's entry for it, or a mixture of the traits' edits.
+        """The edit of a request: a trait's own, a portfolio's entry, or a mixture of own edits.
 
         Args:
             weights: Trait names with numbers >= 0, scaled to sum to one; None for no edit.
@@ -77,8 +77,11 @@ class Steerer:
             return ZERO
         shares = normalise_weights(weights, self.bundle.traits)
         portfolio = self.bundle.portfolio
+        number = None
         if portfolio is not None and not compose and portfolio.serves(shares):
-            edit = strength * portfolio.edit(portfolio.entry(shares).number)
+            number = portfolio.entry(shares).number
+        if portfolio is not None and number is not None:
+            edit = strength * portfolio.edit(number)
         else:
             edits = [self.bundle.traits[name].edit for name in shares]
             edit = mix(edits, [strength * share for share in shares.values()])

@@ -88,6 +88,27 @@ def test_it_is_the_direction_of_the_mean_when_regularised_hard(
     assert reward.direction @ mean / np.linalg.norm(mean) == pytest.approx(1, abs=1e-4)
 
 
+def test_a_pair_that_counts_twice_is_as_two_pairs() -> None:
+    better, worse = (list(texts) for texts in zip(*NOISE[:40], strict=True))
+    encoder = random_encoder(1.0)
+    counted = ProbeReward.fitted(
+        "funny", better, worse, counts=[2.0] * 10 + [1.0] * 30, encoder=encoder
+    )
+    repeated = ProbeReward.fitted(
+        "funny", better + better[:10], worse + worse[:10], encoder=encoder
+    )
+    np.testing.assert_allclose(counted.direction, repeated.direction, atol=1e-4)
+    plain = ProbeReward.fitted("funny", better, worse, encoder=encoder)
+    assert np.abs(counted.direction - plain.direction).max() > 1e-3
+
+
+@pytest.mark.parametrize("counts", [[1.0] * 39, [1.0] * 39 + [0.0], [1.0] * 39 + [float("nan")]])
+def test_counts_that_do_not_fit_are_refused(counts: list[float]) -> None:
+    better, worse = zip(*NOISE[:40], strict=True)
+    with pytest.raises(InputError, match="40 finite counts above 0"):
+        ProbeReward.fitted("funny", better, worse, counts=counts, encoder=random_encoder(1.0))
+
+
 def test_poles_that_are_alike_are_refused() -> None:
     refused = 0
     for seed in range(6):

@@ -28,7 +28,7 @@ def a_trait(name: str, edit: Edit) -> TraitEntry:
     return TraitEntry(name, "", "more", "less", edit, 0.1, "mean-difference", 0.5, {}, {}, {})
 
 
-def a_steerer(*, portfolio: bool = True) -> Steerer:
+def a_steerer(*, portfolio: bool = True, family: str = "deep") -> Steerer:
     model = tiny("llama")
     rewards = np.array([[0.3, 0.4], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
     objective, kl = Objective(), np.array([0.0, 0.1, 0.1, 0.2])
@@ -37,7 +37,7 @@ def a_steerer(*, portfolio: bool = True) -> Steerer:
         rewards=("length", "warm words"),
         objective=objective,
         candidates=tuple(
-            Candidate("deep", row) for row in [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)]
+            Candidate(family, row) for row in [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)]
         ),
         mean_rewards=rewards,
         kl=kl,
@@ -69,6 +69,21 @@ def test_mixtures_of_its_traits_go_to_the_portfolio() -> None:
     assert same(steerer.resolve({"brevity": 1, "warmth": 3}, 0.5), 0.5 * KEPT[1])
     assert steerer.resolve({"brevity": 1}, 0.0).is_zero()
     assert steerer.resolve(None) == Edit({}) or steerer.resolve(None).is_zero()
+
+
+def test_one_trait_alone_is_served_by_its_own_edit() -> None:
+    """Where that held with the other candidates; they are of another family in other tests."""
+    steerer = a_steerer(family="own layers")
+    for name in ("brevity", "warmth"):
+        for weights in ({name: 2.0}, {name: 1.0, "zest": 0.0}):
+            assert same(steerer.resolve(weights, 0.5), 0.5 * TRAITS[name])
+    entry = steerer.route({"warmth": 3})
+    assert (entry.number, entry.candidate.coefficients) == (None, (0.0, 1.0))
+    assert (entry.value, entry.regret) == (pytest.approx(0.9 - 0.1 * 0.1 / 0.5), 0)
+    assert entry.rewards == {"brevity": 0.1, "warmth": 0.9}
+    assert str(entry).startswith("the edit of warmth alone: rewards brevity 0.10, warmth 0.90;")
+    assert same(steerer.resolve({"brevity": 99, "warmth": 1}), KEPT[0])
+    assert steerer.route({"brevity": 99, "warmth": 1}).number == 1
 
 
 def test_what_it_does_not_serve_is_composed() -> None:

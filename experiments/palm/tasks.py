@@ -41,7 +41,7 @@ from steer.generation import Decoding
 from steer.models import LanguageModel
 from steer.objective import Objective
 from steer.pipeline import search_space
-from steer.portfolio import Candidate
+from steer.portfolio import OWN, Candidate
 from steer.probe_reward import ProbeReward
 from steer.recipe import Recipe
 from steer.resources import cache_dir
@@ -229,4 +229,4 @@ def composed(task: Task) -> list[Candidate]:
     d = len(task.traits)
     parts = {2: 10, 3: 5}.get(d, 2)
     weights = uniform_weights(d, math.comb(parts + d - 1, d - 1))
-    return [Candidate("own layers", tuple(row)) for row in np.round(weights, 3).tolist()]
+    return [Candidate(OWN, tuple(row)) for row in np.round(weights, 3).tolist()]

@@ -23,7 +23,7 @@ def route(
     ] = 1.0,
     bundle: BundleFile = None,
 ) -> None:
-    """Tell which entry of a bundle's portfolio serves a mixture, and what that is worth."""
+    """Tell which edit of a bundle serves a mixture, and what that is worth."""
     from steer.bundle import Bundle
     from steer.weights import check_strength
 
