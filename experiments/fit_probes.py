@@ -25,16 +25,16 @@ from pathlib import Path
 
 from people import FITTED_TO, for_fitting
 from precision import add_dtype, loaded
+from probes import against, fitted, poles
 
 import steer
-from steer.contrast import PairSet, generate_pairs
-from steer.probe_reward import STYLE, ProbeReward
+from steer.contrast import generate_pairs
+from steer.probe_reward import STYLE
 from steer.prompts import load_prompts
 from steer.recipe import Recipe
 from steer.resources import atomic_path, cache_dir, data_dir
 
 PROMPTS = 128
-MODEL_SHARE = 0.5
 
 
 def main() -> None:
@@ -65,18 +65,11 @@ def main() -> None:
     stored = {}
     for trait, load in FITTED_TO.items():
         people = for_fitting(load(arguments.data, seed))
-        sources = [
-            list(zip(people.better, people.worse, strict=True)),
-            texts(contrasts[trait]),
-            *(against(contrasts[trait], contrasts[other]) for other in FITTED_TO if other != trait),
-        ]
-        better, worse = zip(*(pair for source in sources for pair in source), strict=True)
-        # Sources count by what is said of them above, however many pairs they are.
-        share = MODEL_SHARE * len(sources[0]) / (len(sources) - 1)
-        counts = [1.0] * len(sources[0])
-        counts += [share / len(source) for source in sources[1:] for _ in source]
-        probe = ProbeReward.fitted(trait, better, worse, counts=counts, encoder=STYLE, seed=seed)
-        pairs = [len(source) for source in sources]
+        mine = contrasts[trait]
+        others = [contrasts[other] for other in FITTED_TO if other != trait]
+        sources = [poles(mine), *(against(mine, other) for other in others)]
+        probe = fitted(trait, people, sources, STYLE, seed)
+        pairs = [len(people.better), *map(len, sources)]
         print(f"{trait}: {pairs} pairs, {probe.accuracy:.1%} of those held out")
         stored[trait] = {
             "data": f"{people.name}, and contrasts",
@@ -91,21 +84,6 @@ def main() -> None:
     with atomic_path(arguments.output) as temporary:
         lines = (f"{json.dumps(trait)}: {json.dumps(one)}" for trait, one in stored.items())
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-
-
-def texts(pairs: PairSet) -> list[tuple[str, str]]:
-    """Answers under the positive and the negative instructions."""
-    return [(pair.positive.text, pair.negative.text) for pair in pairs.pairs]
-
-
-def against(mine: PairSet, others: PairSet) -> list[tuple[str, str]]:
-    """Answers under the positive instructions of two traits to the same prompts."""
-    theirs = {pair.positive.prompt_id: pair.positive.text for pair in others.pairs}
-    return [
-        (pair.positive.text, theirs[pair.positive.prompt_id])
-        for pair in mine.pairs
-        if pair.positive.prompt_id in theirs
-    ]
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def main() -> None:
     quick, seed = arguments.quick, arguments.seed
     model = loaded(arguments)
     workshop = workshop_of(model, arguments)
-    people = People(arguments.data, seed, 100 if quick else PAIRS)
+    people = People(arguments.data, seed, arguments.work_dir, 100 if quick else PAIRS)
     reads = {trait: READS[trait](model, people) for trait in arguments.traits}
     number, tokens = (4, 24) if quick else (16, 96)
     prompts = [prompt.text for prompt in load_prompts("develop")][10 : 10 + number]

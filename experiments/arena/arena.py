@@ -108,7 +108,7 @@ def main() -> None:
     model = loaded(arguments)
     quick, seed = arguments.quick, arguments.seed
     workshop = workshop_of(model, arguments, QUICK if quick else Effort())
-    people = People(arguments.data, seed, 100 if quick else PAIRS)
+    people = People(arguments.data, seed, arguments.work_dir, 100 if quick else PAIRS)
     reads = {trait: READS[trait](model, people) for trait in arguments.traits}
     search = Judge(model, part("develop", 10, 96, quick), arguments.work_dir)
     trials: dict[str, list[Trial]] = {}

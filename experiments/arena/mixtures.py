@@ -92,7 +92,7 @@ def main() -> None:
     model = loaded(arguments)
     steerer = steerer_of(model, arguments)
     traits, quick = arguments.traits, arguments.quick
-    people = People(arguments.data, arguments.seed, 100 if quick else PAIRS)
+    people = People(arguments.data, arguments.seed, arguments.work_dir, 100 if quick else PAIRS)
     workshop = workshop_of(model, arguments)
     cosines = extraction_cosines({name: workshop.source(name).subspace for name in traits})
     reads = {trait: READS[trait](model, people) for trait in traits}

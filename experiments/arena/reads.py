@@ -8,13 +8,17 @@ scaled to [0, 1]: what earns 1 is the ceiling of the standardised gain.
     simplicity   Coleman-Liau, grade 2      probe on sentence embeddings, fitted to OneStopEnglish
     positivity   VADER, 0.8                 probe on sentence embeddings, fitted to Positive
                                             Psychology Frames
-    warmth       packaged probe on style,   probe on the middle layer's activations, fitted to the
-                 Stanford politeness        outer quarters of Stanford politeness
+    warmth       packaged probe on style    probe on the middle layer's activations, fitted to the
+                                            outer quarters of Stanford politeness and to answers
+                                            to instructions in other words than the trait's
     formality    slang and exclamation      contractions, you and I, none
                  marks, none
 
-A probe's ceiling is the upper tenth of the texts that people prefer. Warm words do not search for
-warmth: they follow people's labels no better than chance (experiments/validate_rewards.py).
+A probe's ceiling is the upper tenth of the better texts that it is fitted to. Warm words do not
+search for warmth: they follow people's labels no better than chance
+(experiments/validate_rewards.py). Nor does what people call a polite request report it alone: by
+that a formal answer is warmer than one that was asked to be kind. The model's answers add what is
+asked of an answer, in half the weight, and take nothing from the agreement with people.
 """
 
 from __future__ import annotations
@@ -28,7 +32,9 @@ from pathlib import Path
 # The loaders of people's preferences are one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from people import Pairs, onestop, politeness, positive_frames  # noqa: E402
+from probes import fitted, poles  # noqa: E402
 
+from steer.contrast import generate_pairs
 from steer.measures import coleman_liau, familiar_markers, sentences, slang_markers
 from steer.models import LanguageModel
 from steer.probe_reward import (
@@ -38,6 +44,7 @@ from steer.probe_reward import (
     activation_encoder,
     packaged_probe,
 )
+from steer.prompts import load_prompts
 from steer.rewards import (
     Range,
     Reward,
@@ -45,8 +52,27 @@ from steer.rewards import (
     length_reward,
     sentiment_reward,
 )
+from steer.traits import Trait
 
 PAIRS = 1000
+# Of the extract prompts the last, at which neither edits nor packaged probes are made.
+KINDNESS_PROMPTS = 100
+KINDNESS = Trait(
+    "kindness",
+    positive=[
+        "Write like a kind grandmother who is fond of the reader.",
+        "Comfort the reader and let them feel understood.",
+        "Be tender and considerate, and take the reader's worries to heart.",
+        "Let the reader feel cared for, and wish them well.",
+    ],
+    negative=[
+        "Write like an indifferent clerk who wants to go home.",
+        "Be aloof and unmoved by what the reader goes through.",
+        "Be stern and dismissive, as towards somebody who wastes your time.",
+        "Let the reader feel that nobody here is interested in them.",
+    ],
+)
+"""Warmth in other words than those that edits are made with."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +82,13 @@ class People:
     Attributes:
         data: Folder of the data sets.
         seed: Of which pairs are drawn.
+        work_dir: Where answers of the model are kept.
         pairs: At most so many.
     """
 
     data: Path
     seed: int
+    work_dir: Path
     pairs: int = PAIRS
 
 
@@ -98,7 +126,16 @@ def _warmth(model: LanguageModel, people: People) -> Reads:
     encoder = activation_encoder(model)
     search = packaged_probe("warmth")
     assert search is not None, "it is packaged"
-    return Reads(search, _probe("warmth", politeness, encoder, people))
+    contrast = generate_pairs(
+        model,
+        KINDNESS,
+        load_prompts("extract")[-KINDNESS_PROMPTS:],
+        people.work_dir / "kindness.jsonl",
+        seed=people.seed,
+        progress=True,
+    )
+    found = politeness(people.data, people.pairs, people.seed)
+    return Reads(search, fitted("warmth", found, [poles(contrast)], encoder, people.seed))
 
 
 def _formality(model: LanguageModel, people: People) -> Reads:
