@@ -22,7 +22,7 @@ from steer.hooks import attach
 from steer.models import LanguageModel, load_model
 from steer.portfolio import Entry
 from steer.resources import data_dir
-from steer.weights import check_strength, normalise_weights
+from steer.weights import check_strength, doses, normalise_weights
 
 Weights: TypeAlias = Mapping[str, float]
 
@@ -84,7 +84,7 @@ class Steerer:
             edit = strength * portfolio.edit(number)
         else:
             edits = [self.bundle.traits[name].edit for name in shares]
-            edit = mix(edits, [strength * share for share in shares.values()])
+            edit = mix(edits, [strength * dose for dose in doses(shares).values()])
         return self.bundle.behind_gate(edit)
 
     def route(self, weights: Weights, strength: float = 1.0) -> Entry:

@@ -45,6 +45,20 @@ def normalise_weights(weights: Mapping[str, float], known: Collection[str]) -> d
     return {name: weight / total for name, weight in scaled.items()}
 
 
+def doses(shares: Mapping[str, float]) -> dict[str, float]:
+    """By how much of its dose each trait's edit enters a composition: shares, scaled to length one.
+
+    Divergence grows with the square of a dose, and edits of different traits hardly overlap, so the
+    divergence of a composition is about the sum of those of its parts. Scaled so, it is as large as
+    one trait's; shares that sum to one would leave a half of it to two traits, a third to three.
+
+    Args:
+        shares: Numbers >= 0 by trait, not all of them zero.
+    """
+    length = math.hypot(*shares.values())
+    return {name: share / length for name, share in shares.items()}
+
+
 def check_strength(strength: float) -> float:
     """A strength that is a finite number >= 0.
 

@@ -88,10 +88,11 @@ def test_one_trait_alone_is_served_by_its_own_edit() -> None:
 
 def test_what_it_does_not_serve_is_composed() -> None:
     steerer = a_steerer()
-    half = 0.5 * TRAITS["brevity"] + 0.5 * TRAITS["zest"]
-    assert same(steerer.resolve({"brevity": 1, "zest": 1}), half)
+    # Doses whose squares sum to one.
+    both = 0.5**0.5 * TRAITS["brevity"] + 0.5**0.5 * TRAITS["zest"]
+    assert same(steerer.resolve({"brevity": 1, "zest": 1}), both)
     assert same(steerer.resolve({"brevity": 1, "zest": 0}), KEPT[0])
-    mixed = 0.75 * TRAITS["brevity"] + 0.25 * TRAITS["warmth"]
+    mixed = 0.9**0.5 * TRAITS["brevity"] + 0.1**0.5 * TRAITS["warmth"]
     assert same(steerer.resolve({"brevity": 3, "warmth": 1}, compose=True), mixed)
     assert same(a_steerer(portfolio=False).resolve({"brevity": 3, "warmth": 1}), mixed)
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from steer.errors import InputError, WeightsError
-from steer.weights import check_strength, normalise_weights
+from steer.weights import check_strength, doses, normalise_weights
 
 KNOWN = ["warmth", "brevity", "humor", "safety"]
 
@@ -32,6 +32,15 @@ def test_weights_are_shares_of_the_exact_sum(weights):
         assert type(share) is float
         assert share == pytest.approx(float(Fraction(float(weights[name])) / total), rel=1e-12)
     assert math.fsum(result.values()) == pytest.approx(1, abs=1e-12)
+
+
+@given(mappings)
+def test_doses_point_where_the_weights_do_and_have_length_one(weights):
+    shares = normalise_weights(weights, KNOWN)
+    result = doses(shares)
+    assert sum(Fraction(dose) ** 2 for dose in result.values()) == pytest.approx(1, rel=1e-12)
+    scale = max(shares.values()) / max(result.values())
+    assert {name: dose * scale for name, dose in result.items()} == pytest.approx(shares, rel=1e-12)
 
 
 @given(mappings)

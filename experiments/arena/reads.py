@@ -55,8 +55,6 @@ from steer.rewards import (
 from steer.traits import Trait
 
 PAIRS = 1000
-# Of the extract prompts the last, at which neither edits nor packaged probes are made.
-KINDNESS_PROMPTS = 100
 KINDNESS = Trait(
     "kindness",
     positive=[
@@ -83,7 +81,7 @@ class People:
         data: Folder of the data sets.
         seed: Of which pairs are drawn.
         work_dir: Where answers of the model are kept.
-        pairs: At most so many.
+        pairs: At most so many; the model answers a tenth as many prompts.
     """
 
     data: Path
@@ -126,10 +124,12 @@ def _warmth(model: LanguageModel, people: People) -> Reads:
     encoder = activation_encoder(model)
     search = packaged_probe("warmth")
     assert search is not None, "it is packaged"
+    # Of the extract prompts the last: neither edits nor packaged probes are made at them.
+    prompts = load_prompts("extract")[-(people.pairs // 10) :]
     contrast = generate_pairs(
         model,
         KINDNESS,
-        load_prompts("extract")[-KINDNESS_PROMPTS:],
+        prompts,
         people.work_dir / "kindness.jsonl",
         seed=people.seed,
         progress=True,

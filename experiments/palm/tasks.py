@@ -225,8 +225,9 @@ def evaluator(
 
 
 def composed(task: Task) -> list[Candidate]:
-    """What a user's weights give without a portfolio: the weighted sum of the traits' edits."""
+    """What a user's weights give without a portfolio: the sum of the traits' edits, by doses."""
     d = len(task.traits)
     parts = {2: 10, 3: 5}.get(d, 2)
     weights = uniform_weights(d, math.comb(parts + d - 1, d - 1))
-    return [Candidate(OWN, tuple(row)) for row in np.round(weights, 3).tolist()]
+    doses = weights / np.linalg.norm(weights, axis=1, keepdims=True)
+    return [Candidate(OWN, tuple(row)) for row in np.round(doses, 3).tolist()]
