@@ -185,7 +185,9 @@ def test_the_default_bundle_is_small_and_belongs_to_the_packaged_model(steerer: 
 def test_the_default_portfolio_serves_every_mixture_of_its_traits(steerer: Steerer) -> None:
     portfolio = steerer.bundle.portfolio
     assert portfolio is not None and len(portfolio.traits) >= 4
-    mixtures = np.random.default_rng(5).dirichlet(np.ones(len(portfolio.traits)), 4000)
+    # Of all traits, and of few: some entries serve only near an edge.
+    rng, even = np.random.default_rng(5), np.ones(len(portfolio.traits))
+    mixtures = np.concatenate([rng.dirichlet(even, 4000), rng.dirichlet(even / 10, 4000)])
     # J by its formula, for every candidate and mixture.
     f = np.minimum(0.1 * portfolio.kl / 0.5, 0.2)
     values = mixtures @ portfolio.mean_rewards.T - f
@@ -206,6 +208,17 @@ def test_the_default_portfolio_serves_every_mixture_of_its_traits(steerer: Steer
     assert routed != composed
 
 
+def test_each_trait_earns_most_by_its_own_edit(steerer: Steerer) -> None:
+    """Else the reward is of something else, and mixtures are served by the wrong edits."""
+    portfolio = steerer.bundle.portfolio
+    assert portfolio is not None
+    own = [steerer.route({name: 1.0}) for name in portfolio.traits]
+    assert [entry.number for entry in own] == [None] * len(own)
+    for name, entry in zip(portfolio.traits, own, strict=True):
+        assert entry.rewards[name] == max(other.rewards[name] for other in own)
+        assert entry.rewards[name] > portfolio.mean_rewards[0][portfolio.traits.index(name)]
+
+
 SCRIPT = textwrap.dedent(
     """
     import sys
@@ -213,8 +226,8 @@ SCRIPT = textwrap.dedent(
     torch.set_num_threads(1)
     import steer
     recipe = steer.Recipe(method="mean-difference", prompts=8, develop_prompts=8,
-                          confirm_prompts=4, kls=(0.2, 0.4),
-                          decoding=steer.Decoding(max_new_tokens=96))
+                          confirm_prompts=4, kls=(0.2,),
+                          decoding=steer.Decoding(max_new_tokens=48))
     bundle = steer.build(traits=["brevity"], recipe=recipe, work_dir=sys.argv[1])
     bundle.save(sys.argv[2])
     """
