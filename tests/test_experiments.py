@@ -29,7 +29,8 @@ def evaluations(path: Path, prompts: int = 6) -> None:
     header = {"prompts": [f"p{i}" for i in range(prompts)], "rewards": ["brief", "useful"]}
     lines = [json.dumps(header)]
     steps = [round(0.1 * i, 3) for i in range(11)]
-    known = [(0.0, 0.0), *((c, round(1 - c, 3)) for c in steps), *product((0.35, 0.65), repeat=2)]
+    composed = [np.round(np.array([c, 1 - c]) / np.hypot(c, 1 - c), 3).tolist() for c in steps]
+    known = [(0.0, 0.0), *composed, *product((0.35, 0.65), repeat=2)]
     for a, b in known:
         means = np.array([0.2 + 0.6 * a**0.5 - 0.2 * b, 0.3 + 0.5 * b**0.5 - 0.1 * a])
         rewards = np.clip(means + 0.02 * rng.normal(size=(prompts, 2)), 0, 1)

@@ -100,7 +100,13 @@ def test_mixed_batch_of_32_edits_equals_each_row_alone(steerer: Steerer) -> None
 
 
 def all_different(edits: list[Edit]) -> bool:
-    flat = [np.concatenate([layer.e for layer in edit.layers.values()]) for edit in edits]
+    # Behind a gate the vectors are columns of U.
+    flat = [
+        np.concatenate(
+            [part.ravel() for layer in edit.layers.values() for part in (layer.e, layer.u)]
+        )
+        for edit in edits
+    ]
     return all(not np.allclose(a, b, atol=1e-6) for i, a in enumerate(flat) for b in flat[i + 1 :])
 
 
