@@ -18,7 +18,7 @@ Contrast = list[tuple[str, str]]
 
 def poles(pairs: PairSet) -> Contrast:
     """Answers under the positive against those under the negative instructions."""
-    return [(pair.positive.text, pair.negative.text) for pair in pairs.pairs]
+    return list(zip(pairs.positive, pairs.negative, strict=True))
 
 
 def against(mine: PairSet, others: PairSet) -> Contrast:

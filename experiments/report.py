@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from palm.figures import save
+from tables import write_json, write_markdown
 from timing import command
 from tqdm import tqdm
 
@@ -135,11 +136,8 @@ def write_table(steerer: Steerer, paths: dict[str, Path], decoding: Decoding, ou
         "answers to other prompts above the threshold": shuffled_share(prompts, base),
         "settings": rows,
     }
-    with atomic_path(output / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=1))
-    with atomic_path(output / "summary.md") as temporary:
-        temporary.write_text(markdown(rows, decoding))
-    print(markdown(rows, decoding))
+    write_json(output / "summary.json", summary)
+    write_markdown(output / "summary.md", markdown(rows, decoding))
     draw(rows, output / "changes.png")
 
 

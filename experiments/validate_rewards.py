@@ -13,7 +13,6 @@ folder (--build-dir). The packaged probes are judged on pairs that they were not
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -34,6 +33,7 @@ from people import (
     positive_frames,
 )
 from precision import add_dtype, loaded
+from tables import write_json, write_markdown
 
 import steer
 from steer.contrast import read_pairs
@@ -59,7 +59,7 @@ from steer.probe_reward import (
 )
 from steer.prompts import load_prompts
 from steer.relevance import relevance
-from steer.resources import atomic_path, cache_dir
+from steer.resources import cache_dir
 from steer.versions import versions
 
 HERE = Path(__file__).parent
@@ -167,9 +167,8 @@ def probes(trait: str, data: Pairs, encoder: Encoder, contrast: Path, seed: int)
     people = ProbeReward.fitted(trait, seen.better, seen.worse, encoder=encoder, seed=seed)
     rows = [judge(trait, for_judging(data), f"{name}, other pairs", people.project, seed)]
     if contrast.exists():
-        pairs = read_pairs(contrast).pairs
-        texts = [[getattr(pair, pole).text for pair in pairs] for pole in ("positive", "negative")]
-        own = ProbeReward.fitted(trait, *texts, encoder=encoder, seed=seed)
+        pairs = read_pairs(contrast)
+        own = ProbeReward.fitted(trait, pairs.positive, pairs.negative, encoder=encoder, seed=seed)
         rows.append(judge(trait, data, f"{name}, contrast pairs", own.project, seed))
     return rows
 
@@ -265,12 +264,8 @@ def write(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
         "versions": versions(),
         "rows": [asdict(row) for row in rows],
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    with atomic_path(arguments.output / "validation.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with atomic_path(arguments.output / "validation.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    write_json(arguments.output / "validation.json", content)
+    write_markdown(arguments.output / "validation.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

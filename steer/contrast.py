@@ -75,6 +75,16 @@ class PairSet:
     pairs: tuple[Pair, ...]
     dropped: Mapping[str, int]
 
+    @property
+    def positive(self) -> list[str]:
+        """The texts that show more of the trait, one a pair."""
+        return [pair.positive.text for pair in self.pairs]
+
+    @property
+    def negative(self) -> list[str]:
+        """The others, in the same order."""
+        return [pair.negative.text for pair in self.pairs]
+
 
 def instructed(prompt: str, instruction: str) -> str:
     """The user message that asks for a pole.

@@ -66,7 +66,4 @@ def text_reward(trait: str, pairs: PairSet) -> Reward | None:
     probe = packaged_probe(trait)
     if probe is None:
         return None
-    negative, positive = (
-        [getattr(pair, pole).text for pair in pairs.pairs] for pole in ("negative", "positive")
-    )
-    return probe.between(negative, positive)
+    return probe.between(pairs.negative, pairs.positive)

@@ -204,6 +204,18 @@ class Portfolio:
             strength=strength,
         )
 
+    def served(self, weights: Mapping[str, float]) -> Edit | None:
+        """The edit that serves a request; None where the traits' own edits are to.
+
+        Args:
+            weights: Trait names with numbers >= 0, also of traits that are not routed.
+
+        Raises:
+            WeightsError: If a number is not usable.
+        """
+        number = self.entry(weights).number if self.serves(weights) else None
+        return None if number is None else self.edit(number)
+
     def edit(self, number: int) -> Edit:
         """The edit of an entry; 0 is the unsteered model's, which does nothing."""
         return ZERO if number == 0 else self.edits[number - 1]

@@ -213,10 +213,7 @@ class LogRatioReward:
         """
         raw = cls(language_model, trait, Range(0, 1), max_tokens)
         values = []
-        for answers in (
-            [pair.negative.text for pair in pairs.pairs],
-            [pair.positive.text for pair in pairs.pairs],
-        ):
+        for answers in (pairs.negative, pairs.positive):
             check_lengths(prompts, answers)
             values.append(raw._values(prompts, answers))
         if values[0].mean() >= values[1].mean():

@@ -76,15 +76,13 @@ class Steerer:
         if weights is None:
             return ZERO
         shares = normalise_weights(weights, self.bundle.traits)
-        portfolio = self.bundle.portfolio
-        number = None
-        if portfolio is not None and not compose and portfolio.serves(shares):
-            number = portfolio.entry(shares).number
-        if portfolio is not None and number is not None:
-            edit = strength * portfolio.edit(number)
-        else:
+        portfolio = None if compose else self.bundle.portfolio
+        served = None if portfolio is None else portfolio.served(shares)
+        if served is None:
             edits = [self.bundle.traits[name].edit for name in shares]
             edit = mix(edits, [strength * dose for dose in doses(shares).values()])
+        else:
+            edit = strength * served
         return self.bundle.behind_gate(edit)
 
     def route(self, weights: Weights, strength: float = 1.0) -> Entry:

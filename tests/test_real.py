@@ -191,7 +191,7 @@ def test_the_default_bundle_is_small_and_belongs_to_the_packaged_model(steerer: 
 def test_the_default_portfolio_serves_every_mixture_of_its_traits(steerer: Steerer) -> None:
     portfolio = steerer.bundle.portfolio
     assert portfolio is not None and len(portfolio.traits) >= 4
-    # Of all traits, and of few: some entries serve only near an edge.
+    # 4000 of all traits, then as many of few: some entries serve only near an edge.
     rng, even = np.random.default_rng(5), np.ones(len(portfolio.traits))
     mixtures = np.concatenate([rng.dirichlet(even, 4000), rng.dirichlet(even / 10, 4000)])
     # J by its formula, for every candidate and mixture.
@@ -201,8 +201,8 @@ def test_the_default_portfolio_serves_every_mixture_of_its_traits(steerer: Steer
     lost, best = values.max(1) - kept.max(1), values.max(1)
     assert lost.max() <= portfolio.certificate.delta.loss + 1e-9
     assert (lost / best).max() <= portfolio.certificate.epsilon.loss + 1e-9
-    shares = np.bincount(kept.argmax(1), minlength=kept.shape[1]) / len(mixtures)
-    assert shares[0] <= 0.5 and (shares[1:] > 0).all()
+    best_kept = kept.argmax(1)
+    assert (best_kept[:4000] == 0).mean() <= 0.5 and set(best_kept) >= set(range(1, kept.shape[1]))
     for row, number in zip(mixtures[:50], kept[:50].argmax(1).tolist(), strict=True):
         weights = dict(zip(portfolio.traits, row.tolist(), strict=True))
         assert steerer.route(weights).number == number

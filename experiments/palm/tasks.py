@@ -26,8 +26,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 # The loaders of people's preferences are one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from people import harmless  # noqa: E402
@@ -47,6 +45,7 @@ from steer.recipe import Recipe
 from steer.resources import cache_dir
 from steer.rewards import RelevanceReward, Reward, length_reward
 from steer.search import Effort
+from steer.weights import doses
 
 RESULTS = Path(__file__).parents[1] / "results" / "palm"
 # Answers are cut here, which is short: a search measures hundreds of edits. Loops come later than
@@ -186,9 +185,7 @@ def reward(name: str, pairs: PairSet, data: Path | None) -> Reward:
     if known is not None:
         return known
     if name == "humor":
-        funny = [pair.positive.text for pair in pairs.pairs]
-        sober = [pair.negative.text for pair in pairs.pairs]
-        return ProbeReward.fitted(name, funny, sober)
+        return ProbeReward.fitted(name, pairs.positive, pairs.negative)
     assert data is not None, "arguments_of asks for it"
     preferred = harmless(data, 2500, seed=0)
     half = len(preferred.better) // 2
@@ -229,5 +226,5 @@ def composed(task: Task) -> list[Candidate]:
     d = len(task.traits)
     parts = {2: 10, 3: 5}.get(d, 2)
     weights = uniform_weights(d, math.comb(parts + d - 1, d - 1))
-    doses = weights / np.linalg.norm(weights, axis=1, keepdims=True)
-    return [Candidate(OWN, tuple(row)) for row in np.round(doses, 3).tolist()]
+    mixed = [doses(dict(zip(task.traits, row, strict=True))) for row in weights.tolist()]
+    return [Candidate(OWN, tuple(round(dose, 3) for dose in one.values())) for one in mixed]
