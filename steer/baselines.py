@@ -34,7 +34,7 @@ def uniform(measured: Measured, size: int) -> tuple[int, ...]:
     An edit that is best at several of them leaves places empty.
     """
     _check(size)
-    return best_edits(measured, _spread_evenly(measured.rewards.shape[1], size))
+    return best_edits(measured, _spread_evenly(measured.utilities.shape[1], size))
 
 
 def _spread_evenly(dim: int, number: int) -> Float64:
@@ -61,12 +61,12 @@ def _spread_evenly(dim: int, number: int) -> Float64:
 def at_random(measured: Measured, size: int, seed: int = 0) -> tuple[int, ...]:
     """The best edits at random weights, uniform on the simplex."""
     _check(size)
-    return best_edits(measured, random_weights(measured.rewards.shape[1], size, seed))
+    return best_edits(measured, random_weights(measured.utilities.shape[1], size, seed))
 
 
 def one_for_all(measured: Measured, seed: int = 0) -> tuple[int, ...]:
     """The one edit with the best mean J over all mixtures."""
-    weights = random_weights(measured.rewards.shape[1], _MIXTURES, seed)
+    weights = random_weights(measured.utilities.shape[1], _MIXTURES, seed)
     best = int(measured.value(weights).mean(0).argmax())
     return (best,) if best else ()
 
@@ -78,7 +78,7 @@ def gpi(measured: Measured, size: int, seed: int = 0) -> tuple[int, ...]:
     baseline do, so it need not be the worst.
     """
     _check(size)
-    dim = measured.rewards.shape[1]
+    dim = measured.utilities.shape[1]
     kept: list[int] = []
 
     def regret(point: Float64) -> float:

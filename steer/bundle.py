@@ -30,6 +30,7 @@ from steer.fields import (
     by_layer,
     check_json,
     check_mapping,
+    check_number,
     check_object,
     check_text,
     check_whole,
@@ -37,6 +38,7 @@ from steer.fields import (
     required,
 )
 from steer.gate import Gate, behind
+from steer.interference import Interference
 from steer.models import Fingerprint
 from steer.portfolio import Portfolio
 from steer.portfolio_json import from_json, to_json
@@ -44,10 +46,10 @@ from steer.portfolio_summary import summary
 from steer.resources import atomic_path
 from steer.trait_entry import TraitEntry
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the file layout that is written, and the newest one that is read.
 
-Version 1 had no gate.
+Version 1 had no gate, version 2 no interference.
 """
 
 
@@ -68,6 +70,8 @@ class Bundle:
             mixtures are only composed.
         gate: Behind which all edits act (`steer.gate`), so that they leave plain text alone; None
             if they act on every token of the scope. The edits themselves are stored without it.
+        interference: What the traits do to each other, by which compositions are dosed; None if it
+            was not measured.
     """
 
     model: str
@@ -78,6 +82,7 @@ class Bundle:
     versions: Mapping[str, str]
     portfolio: Portfolio | None = None
     gate: Gate | None = None
+    interference: Interference | None = None
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -102,6 +107,8 @@ class Bundle:
             self._check_portfolio(self.portfolio)
         if self.gate is not None:
             self._check_gate(self.gate)
+        if self.interference is not None:
+            self._check_interference(self.interference)
 
     def behind_gate(self, edit: Edit) -> Edit:
         """An edit, additive where there is a gate, as it acts on the model."""
@@ -146,6 +153,7 @@ class Bundle:
             "settings": check_json(self.settings, "bundle field 'settings'"),
             "versions": dict(self.versions),
             "portfolio": None if self.portfolio is None else summary(self.portfolio),
+            "interference": _interference_to_json(self.interference),
             "size": len(self._to_bytes()),
         }
 
@@ -236,6 +244,14 @@ class Bundle:
             except InputError as error:
                 raise InputError(f"{where}, {owner}: {error}") from error
 
+    def _check_interference(self, interference: object) -> None:
+        """Check that interference is of this bundle's traits."""
+        where = "bundle field 'interference'"
+        if not isinstance(interference, Interference):
+            raise InputError(f"{where}: expected an Interference, got {interference!r:.80}")
+        if unknown := [name for name in interference.traits if name not in self.traits]:
+            raise InputError(f"{where}: {unknown[0]!r} is not a trait of the bundle")
+
     def _check_width(self, edit: Edit, where: str) -> None:
         for index, layer in edit.layers.items():
             if layer.width != self.fingerprint.width:
@@ -266,6 +282,7 @@ class Bundle:
             "versions": dict(self.versions),
             "portfolio": None if self.portfolio is None else _portfolio_to_json(self.portfolio),
             "gate": None if self.gate is None else list(gate),
+            "interference": _interference_to_json(self.interference),
         }
         return container.pack(document, tensors)
 
@@ -284,6 +301,12 @@ def _gate_name(layer: int) -> str:
 
 def _portfolio_to_json(portfolio: Portfolio) -> dict[str, Any]:
     return to_json(portfolio) | {"ranks": [ranks_to_json(edit) for edit in portfolio.edits]}
+
+
+def _interference_to_json(interference: Interference | None) -> dict[str, Any] | None:
+    if interference is None:
+        return None
+    return {"traits": list(interference.traits), "gains": interference.gains.tolist()}
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -323,6 +346,8 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
     }
     if document["schema"] > 1:
         expected.add("gate")
+    if document["schema"] > 2:
+        expected.add("interference")
     exact_keys(document, expected, "metadata")
     identity = check_object(document["fingerprint"], "field 'fingerprint'")
     exact_keys(identity, {field.name for field in fields(Fingerprint)}, "field 'fingerprint'")
@@ -360,6 +385,25 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         document["versions"],
         None if portfolio is None else from_json(portfolio, kept),
         None if gated is None else Gate({index: tensors[_gate_name(index)] for index in gated}),
+        _interference_from_json(document.get("interference")),
+    )
+
+
+def _interference_from_json(value: object) -> Interference | None:
+    if value is None:
+        return None
+    where = "field 'interference'"
+    fields = check_object(value, where)
+    exact_keys(fields, {"traits", "gains"}, where)
+    traits, gains = fields["traits"], fields["gains"]
+    rows = [traits, gains, *gains] if isinstance(gains, list) else [gains]
+    if not all(isinstance(row, list) for row in rows) or {len(row) for row in rows} != {
+        len(traits)
+    }:
+        raise InputError(f"{where}: expected a row and a column of 'gains' for each of 'traits'")
+    return Interference(
+        tuple(check_text(name, f"{where}, 'traits'") for name in traits),
+        np.array([[check_number(x, f"{where}, 'gains'") for x in row] for row in gains]),
     )
 
 

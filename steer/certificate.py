@@ -1,9 +1,8 @@
 """How far a set of kept edits can be from the best measured one, over every preference.
 
-J_w(e) = sum_i w_i r_i(e) - f(e) is linear in w and in what was measured of e, so the worst case
-over the whole continuous simplex is a linear program per measured edit (PALM, arXiv 2604.04144):
-exact, not sampled. It is relative to the measured edits: nothing is said of edits that were never
-tried.
+J_w(e) = sum_i w_i u_i(e) - f(e) is linear in w, so the worst case over the whole continuous simplex
+is a linear program per measured edit (PALM, arXiv 2604.04144): exact, not sampled. It is relative
+to the measured edits: nothing is said of edits that were never tried.
 """
 
 from __future__ import annotations
@@ -26,36 +25,36 @@ class Measured:
     """What was measured of n edits; the first is the unsteered model.
 
     Attributes:
-        rewards: Mean rewards (n, d), >= 0.
+        utilities: u (n, d), >= 0.
         regulariser: f (n,), >= 0, and 0 for the unsteered model.
     """
 
-    rewards: Float64
+    utilities: Float64
     regulariser: Float64
 
     def __post_init__(self) -> None:
-        rewards = np.asarray(self.rewards, np.float64)
+        utilities = np.asarray(self.utilities, np.float64)
         regulariser = np.asarray(self.regulariser, np.float64)
-        if rewards.ndim != 2 or regulariser.shape != rewards.shape[:1] or not rewards.size:
+        if utilities.ndim != 2 or regulariser.shape != utilities.shape[:1] or not utilities.size:
             raise InputError(
-                "expected rewards (n, d) and a regulariser (n,), got shapes "
-                f"{rewards.shape} and {regulariser.shape}"
+                "expected utilities (n, d) and a regulariser (n,), got shapes "
+                f"{utilities.shape} and {regulariser.shape}"
             )
-        if not (np.isfinite(rewards).all() and (rewards >= 0).all()):
-            raise InputError("rewards: expected finite numbers >= 0")
+        if not (np.isfinite(utilities).all() and (utilities >= 0).all()):
+            raise InputError("utilities: expected finite numbers >= 0")
         if not (np.isfinite(regulariser).all() and (regulariser >= 0).all()):
             raise InputError("regulariser: expected finite numbers >= 0")
         if regulariser[0] != 0:
             raise InputError(f"the first edit is the unsteered model; its f is {regulariser[0]}")
-        object.__setattr__(self, "rewards", rewards)
+        object.__setattr__(self, "utilities", utilities)
         object.__setattr__(self, "regulariser", regulariser)
 
     def value(self, weights: ArrayLike) -> Float64:
         """J of every edit at raw weights (m, d), shape (m, n)."""
-        return np.asarray(np.asarray(weights, np.float64) @ self.rewards.T - self.regulariser)
+        return np.asarray(np.asarray(weights, np.float64) @ self.utilities.T - self.regulariser)
 
     def __len__(self) -> int:
-        return len(self.rewards)
+        return len(self.utilities)
 
 
 @dataclass(frozen=True)
@@ -138,13 +137,13 @@ def worst_delta(measured: Measured, kept: Sequence[int], epsilon: float) -> Wors
     """
     if not 0 <= epsilon <= 1:
         raise InputError(f"epsilon: expected a number from 0 to 1, got {epsilon}")
-    r, f = measured.rewards, measured.regulariser
-    dim = r.shape[1]
+    u, f = measured.utilities, measured.regulariser
+    dim = u.shape[1]
     worst = Worst(0.0, np.eye(dim)[0], kept[0])
     for e in _rivals(measured, kept):
         share = 1 - epsilon
-        # Variables (w, t): t + w (r_s - share r_e) <= f_s - share f_e.
-        rows = np.concatenate([r[kept, :] - share * r[e], np.ones((len(kept), 1))], axis=1)
+        # Variables (w, t): t + w (u_s - share u_e) <= f_s - share f_e.
+        rows = np.concatenate([u[kept, :] - share * u[e], np.ones((len(kept), 1))], axis=1)
         solution = _solve(
             rows,
             f[list(kept)] - share * f[e],
@@ -163,10 +162,10 @@ def worst_epsilon(measured: Measured, kept: Sequence[int]) -> Worst:
     is a linear one (Charnes and Cooper, 1962): max t with t <= 1 - J_y(s) for every kept s and
     J_y(e) = 1, where f counts sum(y) times. The unsteered model is kept, so t is at most 1.
     """
-    r, f = measured.rewards, measured.regulariser
-    dim = r.shape[1]
+    u, f = measured.utilities, measured.regulariser
+    dim = u.shape[1]
     worst = Worst(0.0, np.eye(dim)[0], kept[0])
-    scaled = r - f[:, None]  # J_y = y (r - f)
+    scaled = u - f[:, None]  # J_y = y (u - f)
     for e in _rivals(measured, kept):
         rows = np.concatenate([scaled[kept, :], np.ones((len(kept), 1))], axis=1)
         solution = _solve(rows, np.ones(len(kept)), np.append(scaled[e], 0.0), f"edit {e}, delta 0")
@@ -179,14 +178,14 @@ def worst_epsilon(measured: Measured, kept: Sequence[int]) -> Worst:
 def _rivals(measured: Measured, kept: Sequence[int]) -> list[int]:
     """Edits that may be better than the kept ones somewhere.
 
-    One that another beats on every reward at no more cost is never the only best one.
+    One that another beats on every utility at no more cost is never the only best one.
     """
-    r, f = measured.rewards, measured.regulariser
+    u, f = measured.utilities, measured.regulariser
     rest = [e for e in range(len(measured)) if e not in set(kept)]
     rivals = []
     for e in rest:
-        better = (r >= r[e]).all(1) & (f <= f[e])
-        strictly = better & ((r > r[e]).any(1) | (f < f[e]))
+        better = (u >= u[e]).all(1) & (f <= f[e])
+        strictly = better & ((u > u[e]).any(1) | (f < f[e]))
         twin = better & ~strictly & (np.arange(len(measured)) < e)
         if not (strictly.any() or twin.any()):
             rivals.append(e)

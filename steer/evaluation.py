@@ -234,11 +234,11 @@ def _parse(row: Any, header: Mapping[str, Any], path: Path) -> Evaluation:
 
 
 def measured(evaluations: Sequence[Evaluation], objective: Objective) -> Measured:
-    """What portfolios and certificates are made of: means over the prompts.
+    """What portfolios and certificates are made of, from means over the prompts.
 
     Args:
         evaluations: The first of the unsteered model.
-        objective: Turns divergences into the regulariser.
+        objective: Turns mean rewards into utilities and divergences into the regulariser.
 
     Raises:
         InputError: If the first is not of the unsteered model.
@@ -246,7 +246,7 @@ def measured(evaluations: Sequence[Evaluation], objective: Objective) -> Measure
     if not evaluations or not evaluations[0].candidate.is_unsteered():
         raise InputError("expected the unsteered model's evaluation first")
     return Measured(
-        np.stack([one.rewards.mean(0) for one in evaluations]),
+        objective.utility([one.rewards.mean(0) for one in evaluations]),
         objective.regulariser([one.kl.mean() for one in evaluations]),
     )
 

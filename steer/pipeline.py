@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,19 @@ from steer.distill import Distillation
 from steer.dose import calibrate
 from steer.edits import Edit
 from steer.errors import InputError, LowReliabilityWarning
+from steer.evaluation import Evaluator
 from steer.gate import Gate, behind
+from steer.generation import Decoding
 from steer.hooks import Scope
+from steer.interference import Interference
+from steer.interference_fit import measure_interference
 from steer.models import LanguageModel, load_model
 from steer.portfolio import OWN, Portfolio
 from steer.precompute import PortfolioRecipe, precompute
 from steer.prompts import load_prompts
 from steer.recipe import Recipe
 from steer.resources import cache_dir, content_key
+from steer.rewards import Reward
 from steer.subspace import Subspace
 from steer.trait_edit import (
     Context,
@@ -46,6 +51,8 @@ from steer.versions import versions
 LOW_RELIABILITY = 0.1
 # Of English prose, roughly: where an answer is cut.
 _WORDS_PER_TOKEN = 0.75
+# Tokens of an answer in which traits show what they do to each other.
+_INTERFERING = 128
 
 
 def build(
@@ -92,6 +99,7 @@ def build(
     made = None
     if portfolio is not None:
         made = _portfolio(language_model, portfolio, recipe, folder, built, progress)
+    interference = _interference(language_model, recipe, folder, built, progress)
     return Bundle(
         model=language_model.name,
         fingerprint=language_model.fingerprint,
@@ -108,6 +116,7 @@ def build(
         versions=versions(),
         portfolio=made,
         gate=built.context.gate,
+        interference=interference,
     )
 
 
@@ -258,14 +267,7 @@ def _portfolio(
 ) -> Portfolio:
     space = _search_space(language_model, wanted.traits, recipe, folder, built, progress)
     rewards = [
-        default_reward(
-            language_model,
-            source.trait,
-            plain_prompts(source.pairs),
-            source.pairs,
-            longest=_WORDS_PER_TOKEN * wanted.decoding.max_new_tokens,
-        )
-        for source in (built.sources[name] for name in wanted.traits)
+        _reward(language_model, built.sources[name], wanted.decoding) for name in wanted.traits
     ]
     # What measurements hang on, but not what is made of them: another size costs no new ones.
     names = [reward.name for reward in rewards]
@@ -283,6 +285,53 @@ def _portfolio(
         gate=space.gate,
         seed=recipe.seed,
         progress=progress,
+    )
+
+
+def _interference(
+    language_model: LanguageModel, recipe: Recipe, folder: Path, built: _Built, progress: bool
+) -> Interference | None:
+    """What the traits do to each other; None if it is not asked for, or there are no two."""
+    if not recipe.interference_prompts:
+        return None
+    tokens = min(recipe.decoding.max_new_tokens, _INTERFERING)
+    decoding = replace(recipe.decoding, max_new_tokens=tokens)
+    rewards: dict[str, Reward] = {}
+    for name, source in built.sources.items():
+        try:
+            rewards[name] = _reward(language_model, source, decoding)
+        except InputError:
+            # Its pairs are too much alike to be told apart: nothing can be known of this trait.
+            continue
+    if len(rewards) < 2:
+        return None
+    edits = tuple(built.entries[name].edit for name in rewards)
+    prompts = [prompt.text for prompt in load_prompts("develop")[: recipe.interference_prompts]]
+    asked = [list(rewards), [reward.name for reward in rewards.values()], prompts]
+    key = content_key([asked, [edit.digest for edit in edits], asdict(decoding), recipe.scope])
+    (folder / "interference").mkdir(parents=True, exist_ok=True)
+    evaluator = Evaluator(
+        language_model,
+        {OWN: edits},
+        prompts,
+        list(rewards.values()),
+        path=folder / "interference" / f"{key}.jsonl",
+        decoding=decoding,
+        scope=recipe.scope,
+        gate=built.context.gate,
+        progress=progress,
+    )
+    return measure_interference(evaluator, tuple(rewards))
+
+
+def _reward(language_model: LanguageModel, source: _Source, decoding: Decoding) -> Reward:
+    """What a trait earns for answers of this length."""
+    return default_reward(
+        language_model,
+        source.trait,
+        plain_prompts(source.pairs),
+        source.pairs,
+        longest=_WORDS_PER_TOKEN * decoding.max_new_tokens,
     )
 
 

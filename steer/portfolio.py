@@ -163,8 +163,10 @@ class Portfolio:
 
     @cached_property
     def measured(self) -> Measured:
-        """Rewards and regulariser of all candidates."""
-        return Measured(self.mean_rewards, self.objective.regulariser(self.kl))
+        """Utilities and regulariser of all candidates."""
+        return Measured(
+            self.objective.utility(self.mean_rewards), self.objective.regulariser(self.kl)
+        )
 
     def serves(self, weights: Mapping[str, float]) -> bool:
         """Whether all traits that are asked for are routed."""

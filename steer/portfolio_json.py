@@ -52,8 +52,9 @@ def from_json(value: object, edits: Sequence[Edit]) -> Portfolio:
     fields = check_object(value, _WHERE)
     expected = {"traits", "rewards", "objective", "candidates", "kept", "certificate", "searched"}
     exact_keys(fields, expected, _WHERE)
-    objective = check_object(fields["objective"], f"{_WHERE}, 'objective'")
-    exact_keys(objective, {"penalty", "kl_unit", "f_max"}, f"{_WHERE}, 'objective'")
+    # Without fairness it was written before there was any.
+    objective = {"fairness": 0.0, **check_object(fields["objective"], f"{_WHERE}, 'objective'")}
+    exact_keys(objective, {"fairness", "penalty", "kl_unit", "f_max"}, f"{_WHERE}, 'objective'")
     trials = _trials(fields["candidates"], "candidates")
     if len({len(trial.rewards) for trial in trials}) > 1:
         raise InputError(f"{_WHERE}: candidates differ in their number of rewards")

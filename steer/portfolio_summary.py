@@ -38,7 +38,8 @@ def served(portfolio: Portfolio, seed: int = 0) -> tuple[NDArray[np.float64], ND
 def summary(portfolio: Portfolio) -> dict[str, Any]:
     """All of a portfolio but its edits, as JSON values; rows of d numbers bear the traits' names.
 
-    Of an entry, `serves` is its share of all mixtures, and `weights` the mean of those, or null.
+    J weighs a candidate's `utilities` and subtracts its `f`. Of an entry, `serves` is its share of
+    all mixtures, and `weights` the mean of those, or null.
     """
 
     def named(row: Sequence[float]) -> dict[str, float]:
@@ -54,11 +55,12 @@ def summary(portfolio: Portfolio) -> dict[str, Any]:
         }
 
     candidates = [
-        row(candidate, rewards, kl)
-        for candidate, rewards, kl in zip(
+        {**row(candidate, rewards, kl), "utilities": named(utilities)}
+        for candidate, rewards, kl, utilities in zip(
             portfolio.candidates,
             portfolio.mean_rewards.tolist(),
             portfolio.kl.tolist(),
+            portfolio.measured.utilities.tolist(),
             strict=True,
         )
     ]

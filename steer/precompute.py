@@ -165,7 +165,7 @@ def precompute(
         rewards=tuple(reward.name for reward in rewards),
         objective=recipe.objective,
         candidates=tuple(one.candidate for one in evaluations),
-        mean_rewards=data.rewards,
+        mean_rewards=np.stack([one.rewards.mean(0) for one in evaluations]),
         kl=np.array([one.kl.mean() for one in evaluations]),
         kept=kept,
         edits=tuple(searched.edit(evaluations[i].candidate) for i in kept),

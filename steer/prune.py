@@ -131,7 +131,7 @@ def _lower_mean(
     deadline: float,
 ) -> tuple[int, ...]:
     """Swap or add edits while the mean loss falls and the worst case stays within a limit."""
-    value = measured.value(random_weights(measured.rewards.shape[1], _MIXTURES, 0))  # (P, n)
+    value = measured.value(random_weights(measured.utilities.shape[1], _MIXTURES, 0))  # (P, n)
     losses = _losses(measured, points, criterion)
     while time.monotonic() < deadline:
         mean = value[:, (0, *kept)].max(1).mean()
@@ -157,7 +157,7 @@ def _lower_mean(
 
 def _first_points(measured: Measured) -> Float64:
     """Preferences to begin with: corners, edges, and some within."""
-    return uniform_weights(measured.rewards.shape[1], 20)
+    return uniform_weights(measured.utilities.shape[1], 20)
 
 
 def _losses(measured: Measured, points: Float64, criterion: Criterion) -> Float64:

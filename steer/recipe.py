@@ -33,6 +33,8 @@ class Recipe:
         prompts: Number of extract prompts, and so of pairs before any are dropped.
         develop_prompts: Number of develop prompts on which every dose is tried.
         confirm_prompts: Number of further ones on which the leading dose is confirmed.
+        interference_prompts: Number of develop prompts on which is measured what traits do to each
+            other (`steer.interference`); 0 if it is not.
         pooling: How a response's activations become one vector.
         scope: Where edits act.
         gated: Within that, only on answers in a chat and not on plain text (`steer.gate`). Edits
@@ -48,6 +50,7 @@ class Recipe:
     prompts: int = 64
     develop_prompts: int = 40
     confirm_prompts: int = 60
+    interference_prompts: int = 16
     pooling: Pooling = "mean"
     scope: Scope = "response"
     gated: bool = True
@@ -68,4 +71,8 @@ class Recipe:
         for name, split in (("prompts", 300), ("develop_prompts", 100)):
             if not 8 <= getattr(self, name) <= split:
                 raise InputError(f"{name}: expected 8 to {split}, got {getattr(self, name)}")
+        if self.interference_prompts != 0 and not 4 <= self.interference_prompts <= 100:
+            raise InputError(
+                f"interference_prompts: expected 0 or 4 to 100, got {self.interference_prompts}"
+            )
         check_develop_left("confirm_prompts", self.confirm_prompts, self.develop_prompts)

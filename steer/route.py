@@ -23,7 +23,7 @@ def route(measured: Measured, kept: tuple[int, ...], weights: ArrayLike) -> NDAr
         unsteered model before all.
     """
     order = np.array((0, *(index for index in kept if index != 0)))
-    values = np.asarray(weights, np.float64) @ measured.rewards[order].T
+    values = np.asarray(weights, np.float64) @ measured.utilities[order].T
     values -= measured.regulariser[order]
     return np.asarray(order[values.argmax(1)])
 

@@ -159,7 +159,7 @@ def search(
 def upper_bound(weight: Float64, solved: Float64, values: Float64) -> float:
     """The most that any edit can be worth at a weight, given the optima at others.
 
-    max over e of J_w(e) is convex in w, grows with w since r >= 0, and by at most sum_i s_i where
+    max over e of J_w(e) is convex in w, grows with w since u >= 0, and by at most sum_i s_i where
     w grows by s since r <= 1. So for every mixture l of the solved weights w_j (and of w = 0,
     where the optimum is 0) with sum_j l_j w_j + s >= w it is at most sum_j l_j V_j + sum_i s_i.
 
@@ -289,10 +289,10 @@ class _State:
     def _hope(self, candidates: Sequence[Candidate], weight: Float64) -> Float64:
         """An optimistic J (n,) of candidates, by a Gaussian process a quantity."""
         x, at = self._points([one.candidate for one in self.evaluations]), self._points(candidates)
-        rewards = self.measured.rewards
+        utilities = self.measured.utilities
         expected, variance = np.zeros(len(at)), np.zeros(len(at))
         for i in np.flatnonzero(weight):
-            mean, deviation = _fit(x, rewards[:, i], at)
+            mean, deviation = _fit(x, utilities[:, i], at)
             expected += weight[i] * np.clip(mean, 0, 1)
             variance += (weight[i] * deviation) ** 2
         kl = np.array([one.kl.mean() for one in self.evaluations])

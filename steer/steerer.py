@@ -80,7 +80,9 @@ class Steerer:
         served = None if portfolio is None else portfolio.served(shares)
         if served is None:
             edits = [self.bundle.traits[name].edit for name in shares]
-            edit = mix(edits, [strength * dose for dose in doses(shares).values()])
+            interference = self.bundle.interference
+            parts = doses(shares) if interference is None else interference.doses(shares)
+            edit = mix(edits, [strength * parts[name] for name in shares])
         else:
             edit = strength * served
         return self.bundle.behind_gate(edit)

@@ -22,7 +22,7 @@ def some_edits(seed: int, number: int = 40, dim: int = 3) -> Measured:
 
 
 def value(measured: Measured, edit: int, weight: np.ndarray) -> float:
-    rewards = measured.rewards[edit]
+    rewards = measured.utilities[edit]
     return sum(w * r for w, r in zip(weight, rewards, strict=True)) - measured.regulariser[edit]
 
 
@@ -65,10 +65,10 @@ def test_every_size_is_filled_and_spread(dim: int, size: int) -> None:
 
     def gap(weights: np.ndarray) -> float:
         """How far a preference can be from all weights."""
-        return np.linalg.norm(edits.rewards[1:, None] - weights, axis=2).min(1).max()
+        return np.linalg.norm(edits.utilities[1:, None] - weights, axis=2).min(1).max()
 
     by_chance = [gap(random_weights(dim, size, seed)) for seed in range(20)]
-    assert gap(edits.rewards[list(kept)]) < np.median(by_chance)
+    assert gap(edits.utilities[list(kept)]) < np.median(by_chance)
 
 
 def test_one_for_all_has_the_best_mean() -> None:

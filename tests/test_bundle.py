@@ -26,6 +26,7 @@ from steer.errors import (
     InputError,
 )
 from steer.gate import Gate
+from steer.interference import Interference
 from steer.models import Fingerprint
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio, Trial
@@ -62,7 +63,7 @@ def _entry(name, edit, **changes):
 
 def _portfolio(**changes):
     rewards = np.array([[0.2, 0.3], [0.9, 0.1], [0.1, 0.8], [0.4, 0.5]])
-    objective = Objective(0.1, 0.5, 0.3)
+    objective = Objective(fairness=0.3, penalty=0.1, kl_unit=0.5, f_max=0.3)
     kl = np.array([0.0, 0.25, 0.125, 3.0])
     kept = (2, 1)
     fields = {
@@ -79,13 +80,18 @@ def _portfolio(**changes):
         "kl": kl,
         "kept": kept,
         "edits": (additive(_vectors(5, (3,))), two_step(_vectors(6), _vectors(7))),
-        "certificate": certify(Measured(rewards, objective.regulariser(kl)), kept, points=3),
+        "certificate": certify(
+            Measured(objective.utility(rewards), objective.regulariser(kl)), kept, points=3
+        ),
         "searched": (
             Trial(Candidate("deep", (0.0, 0.0)), (0.25, 0.25), 0.0),
             Trial(Candidate("deep", (0.1, 0.2)), (0.125, 1.0), 0.75),
         ),
     }
     return Portfolio(**{**fields, **changes})
+
+
+INTERFERENCE = Interference(("warmth", "brevity"), np.array([[0.5, -0.1], [0.25, 1 / 3]]))
 
 
 def _bundle(**changes):
@@ -101,6 +107,7 @@ def _bundle(**changes):
         "settings": {"seed": 7, "prompts": ["a", "b"], "sampling": {"top_p": 0.9, "k": None}},
         "versions": {"torch": "2.4", "steer": "0.1"},
         "portfolio": None if "traits" in changes else _portfolio(),
+        "interference": None if "traits" in changes else INTERFERENCE,
     }
     return Bundle(**{**fields, **changes})
 
@@ -134,6 +141,10 @@ def _same_portfolio(a, b):
     )
 
 
+def _told(interference):
+    return interference and (interference.traits, interference.gains.tolist())
+
+
 def _same(a, b):
     """Equal in every field, written without the module's own helpers."""
     plain = ("description", "positive", "negative", "dose", "method", "reliability")
@@ -144,6 +155,7 @@ def _same(a, b):
         and dict(a.versions) == dict(b.versions)
         and list(a.traits) == list(b.traits)
         and _same_portfolio(a.portfolio, b.portfolio)
+        and _told(a.interference) == _told(b.interference)
         and all(
             x.name == y.name
             and all(getattr(x, key) == getattr(y, key) for key in plain)
@@ -233,18 +245,68 @@ def test_round_trip_of_a_gate(tmp_path):
 
 def test_a_file_without_a_gate_is_still_read(saved):
     def older(document):
-        del document["gate"]
+        del document["gate"], document["interference"]
         return {**document, "schema": 1}
 
     saved.write_bytes(_redocument(saved.read_bytes(), older))
     loaded = Bundle.load(saved)
-    assert _same(loaded, _bundle()) and loaded.gate is None
+    assert _same(loaded, _bundle(interference=None)) and loaded.gate is None
     _refused(
         saved,
         _redocument(saved.read_bytes(), lambda d: {**d, "gate": None}),
         BundleFormatError,
         "gate",
     )
+
+
+def test_a_file_without_interference_is_still_read(saved):
+    def older(document):
+        del document["interference"]
+        return {**document, "schema": 2}
+
+    saved.write_bytes(_redocument(saved.read_bytes(), older))
+    assert _same(Bundle.load(saved), _bundle(interference=None))
+    now = _redocument(saved.read_bytes(), lambda document: {**document, "schema": 3})
+    _refused(saved, now, BundleFormatError, "interference")
+
+
+def test_interference_is_told():
+    told = _bundle().info()["interference"]
+    assert told == {"traits": ["warmth", "brevity"], "gains": [[0.5, -0.1], [0.25, 1 / 3]]}
+    assert _bundle(interference=None).info()["interference"] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        ("yes", "expected an Interference"),
+        (Interference(("brevity", "zest"), np.eye(2)), "'zest' is not a trait"),
+    ],
+)
+def test_interference_that_does_not_fit(value, match):
+    with pytest.raises(InputError, match=match):
+        _bundle(interference=value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1",
+        {"traits": ["brevity", "warmth"]},
+        {"traits": ["brevity", "warmth"], "gains": [[1, 0]]},
+        {"traits": ["brevity", "warmth"], "gains": [[1, 0], [0]]},
+        {"traits": ["brevity", "warmth"], "gains": [[1, 0], 7]},
+        {"traits": ["brevity", "warmth"], "gains": [[1, 0], [0, "1"]]},
+        {"traits": ["brevity", "warmth"], "gains": [[1, 0], [0, -1]]},
+        {"traits": ["brevity", 3], "gains": [[1, 0], [0, 1]]},
+        {"traits": ["brevity", "brevity"], "gains": [[1, 0], [0, 1]]},
+        {"traits": 2, "gains": [[1, 0], [0, 1]]},
+        {"traits": ["brevity"], "gains": [[1]]},
+    ],
+)
+def test_damaged_interference(saved, value):
+    data = _redocument(saved.read_bytes(), lambda d: {**d, "interference": value})
+    _refused(saved, data, BundleFormatError, "interference")
 
 
 @pytest.mark.parametrize(
@@ -285,6 +347,12 @@ def test_round_trip_of_awkward_arrays(tmp_path):
     assert _same(Bundle.load(tmp_path / "b"), bundle)
 
 
+def _utility(reward, unsteered):
+    if reward <= unsteered:
+        return reward
+    return unsteered + (1 - unsteered) * ((reward - unsteered) / (1 - unsteered)) ** 0.7
+
+
 def test_a_loaded_portfolio_serves_alike(saved):
     ours, theirs = _portfolio(), Bundle.load(saved).portfolio
     for warmth in np.linspace(0, 1, 21).tolist():
@@ -293,7 +361,9 @@ def test_a_loaded_portfolio_serves_alike(saved):
         assert one == other
         # The plain formula, entry by entry.
         values = [
-            warmth * r[0] + (1 - warmth) * r[1] - min(0.1 * kl / 0.5, 0.3)
+            warmth * _utility(r[0], ours.mean_rewards[0, 0])
+            + (1 - warmth) * _utility(r[1], ours.mean_rewards[0, 1])
+            - min(0.1 * kl / 0.5, 0.3)
             for r, kl in zip(ours.mean_rewards, ours.kl, strict=True)
         ]
         served = max((0, *ours.kept), key=lambda i: values[i])
@@ -365,6 +435,7 @@ def test_bytes_are_deterministic(tmp_path):
         traits=dict(reversed(bundle.traits.items())),
         settings=dict(reversed(bundle.settings.items())),
         portfolio=_portfolio(),
+        interference=INTERFERENCE,
     )
     for name, value in (("a", bundle), ("b", shuffled)):
         value.save(tmp_path / name)
@@ -704,7 +775,7 @@ def _set(*keys, value):
         (_set("portfolio", "ranks", value=[{"3": 0}]), "is unknown"),
         (_set("portfolio", "ranks", 0, value={"2": 0}), "is missing"),
         (_set("portfolio", "candidates", 1, "coefficients", value=[1.0]), "coefficients"),
-        (_set("portfolio", "candidates", 1, "rewards", 0, value=-0.5), "rewards"),
+        (_set("portfolio", "candidates", 1, "rewards", 0, value=-0.5), "utilities"),
         (_set("portfolio", "candidates", 1, "kl", value=-0.5), "regulariser"),
         (_set("portfolio", "certificate", "delta", "weights", value=[1.0]), "certificate"),
         (_set("portfolio", "kept", value=[1]), "2 edits for 1"),
@@ -728,6 +799,16 @@ def _set(*keys, value):
 )
 def test_wrong_metadata_with_right_digest(saved, change, match):
     _refused(saved, _redocument(saved.read_bytes(), change), BundleFormatError, match)
+
+
+def test_a_portfolio_of_before_fairness(saved):
+    def drop(document):
+        del document["portfolio"]["objective"]["fairness"]
+
+    saved.write_bytes(_redocument(saved.read_bytes(), drop))
+    found = Bundle.load(saved).portfolio
+    assert found.objective == Objective(fairness=0.0, penalty=0.1, kl_unit=0.5, f_max=0.3)
+    np.testing.assert_allclose(found.measured.utilities, found.mean_rewards)
 
 
 @pytest.mark.parametrize("change", [_set("scope", value="all"), _set("sha256", value=None)])

@@ -153,6 +153,7 @@ def test_defaults_in_the_help_are_those_of_the_engine() -> None:
     assert f"8 to 300. Default: {recipe.prompts}." in source
     assert f"8 to 100. Default: {recipe.develop_prompts}." in source
     assert f"0 is none. Default: {recipe.confirm_prompts}." in source
+    assert f"Default: {recipe.interference_prompts}." in source
     assert f"in tokens. Default: {decoding.max_new_tokens}." in source
     assert f"1 is none. Default: {decoding.repetition_penalty}." in source
 
@@ -549,6 +550,7 @@ def test_build(steer, builds, tmp_path: Path) -> None:
     output = tmp_path / "new" / "mine.safetensors"
     arguments = ["build", "--model", "m", "--trait", "brevity", "--trait", str(trait)]
     arguments += ["--method", "svd", "--layers", "middle", "--prompts", "9", "--seed", "3"]
+    arguments += ["--interference-prompts", "5"]
     arguments += ["--develop-prompts", "8", "--work-dir", str(tmp_path), "-o", str(output)]
     code, out, err = steer(*arguments)
     assert code == 0
@@ -556,7 +558,14 @@ def test_build(steer, builds, tmp_path: Path) -> None:
     ((model, traits, recipe, portfolio, work_dir),) = builds
     assert (model, portfolio, work_dir) == ("m", None, tmp_path)
     assert traits[0] == "brevity" and traits[1].name == "zest"
-    assert recipe == Recipe(method="svd", layers="middle", prompts=9, develop_prompts=8, seed=3)
+    assert recipe == Recipe(
+        method="svd",
+        layers="middle",
+        prompts=9,
+        develop_prompts=8,
+        interference_prompts=5,
+        seed=3,
+    )
     assert err.splitlines() == [
         "zest: 0 of 3 pairs kept, reliability 0.05; making its edit",
         "warning: reliability is low",
@@ -578,6 +587,7 @@ def test_build_has_a_default_output_for_the_whole_packaged_model(
     fails(steer("build", "--trait", "brevity"), 2, "--output")
     fails(steer("build", "--output", str(tmp_path)), 2, "is a folder")
     fails(steer("build", "--prompts", "3"), 2, "prompts: expected 8 to 300, got 3")
+    fails(steer("build", "--interference-prompts", "3"), 2, "expected 0 or 4 to 100, got 3")
     fails(steer("build", "--method", "magic"), 2, "magic")
     fails(steer("build", "--trait", "no.yaml", "-o", str(tmp_path / "b")), 2, "no.yaml")
     assert len(builds) == 1
@@ -718,7 +728,7 @@ def routed(folder: Path, tmp_path: Path) -> Path:
         kl,
         (1,),
         (bundle.traits["zest"].edit,),
-        certify(Measured(rewards, objective.regulariser(kl)), (1,)),
+        certify(Measured(objective.utility(rewards), objective.regulariser(kl)), (1,)),
     )
     path = tmp_path / "routed.safetensors"
     replace(bundle, portfolio=portfolio).save(path)

@@ -179,8 +179,9 @@ def test_measured_means(model: LanguageModel, tmp_path: Path) -> None:
     found = an_evaluator(model, tmp_path).evaluate(CANDIDATES)
     objective = Objective(penalty=0.2, kl_unit=0.3, f_max=0.25)
     table = measured(found, objective)
-    for one, rewards, regulariser in zip(found, table.rewards, table.regulariser, strict=True):
-        np.testing.assert_allclose(rewards, [sum(column) / 3 for column in one.rewards.T])
+    means = np.array([[sum(column) / 3 for column in one.rewards.T] for one in found])
+    np.testing.assert_allclose(table.utilities, objective.utility(means))
+    for one, regulariser in zip(found, table.regulariser, strict=True):
         assert regulariser == pytest.approx(min(0.2 * (sum(one.kl) / 3) / 0.3, 0.25))
     with pytest.raises(InputError, match="unsteered"):
         measured(found[1:], objective)

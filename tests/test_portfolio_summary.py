@@ -28,7 +28,7 @@ def portfolio(seed: int) -> Portfolio:
         kl=kl,
         kept=kept,
         edits=tuple(additive({0: np.ones(4, np.float32)}) for _ in kept),
-        certificate=certify(Measured(rewards, objective.regulariser(kl)), kept),
+        certificate=certify(Measured(objective.utility(rewards), objective.regulariser(kl)), kept),
         searched=(Trial(Candidate("own", (0.0, 0.5, 0.0)), (0.1, 0.2, 0.3), 0.4),),
     )
 
@@ -56,7 +56,7 @@ def test_the_summary_bears_out_its_certificate(seed: int) -> None:
     told = json.loads(json.dumps(summary(portfolio(seed)), allow_nan=False))
 
     def value(row: dict, w: dict[str, float]) -> float:
-        return sum(w[name] * row["rewards"][name] for name in TRAITS) - row["f"]
+        return sum(w[name] * row["utilities"][name] for name in TRAITS) - row["f"]
 
     (trial,) = told["searched"]
     assert trial["rewards"] == dict(zip(TRAITS, (0.1, 0.2, 0.3), strict=True))

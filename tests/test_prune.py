@@ -33,10 +33,10 @@ def sampled_losses(
 ) -> tuple[float, float]:
     """Largest delta at epsilon, and largest epsilon at delta 0, over a lattice, in a plain loop."""
     delta = relative = 0.0
-    dim = measured.rewards.shape[1]
+    dim = measured.utilities.shape[1]
     for w in uniform_weights(dim, 3000 if dim < 4 else 8000):
         values = [
-            float(w @ r) - f for r, f in zip(measured.rewards, measured.regulariser, strict=True)
+            float(w @ r) - f for r, f in zip(measured.utilities, measured.regulariser, strict=True)
         ]
         best, served = max(values), max(values[e] for e in (0, *kept))
         delta = max(delta, (1 - epsilon) * best - served)
@@ -142,7 +142,7 @@ def test_a_little_of_the_worst_case_is_given_up_for_the_mean(first: float, kept:
 def test_no_swap_lowers_the_mean_at_the_same_worst_case(seed: int) -> None:
     measured = some(seed, 12, 3)
     # Rewards in coarse steps, so that worst cases tie.
-    measured = Measured(np.round(measured.rewards * 3) / 3, measured.regulariser)
+    measured = Measured(np.round(measured.utilities * 3) / 3, measured.regulariser)
     mixtures = np.random.default_rng(5).dirichlet(np.ones(3), 4000)
     value = measured.value(mixtures)
 
@@ -171,7 +171,7 @@ def test_routing_takes_the_best_kept_edit(seed: int) -> None:
     weights = np.random.default_rng(seed).dirichlet(np.ones(3), 50)
     found = route(measured, kept, weights)
     for w, served in zip(weights, found, strict=True):
-        values = {e: float(w @ measured.rewards[e]) - measured.regulariser[e] for e in (0, *kept)}
+        values = {e: float(w @ measured.utilities[e]) - measured.regulariser[e] for e in (0, *kept)}
         assert served in values
         assert values[served] == pytest.approx(max(values.values()))
     alone = np.concatenate([route(measured, kept, w[None]) for w in weights])
@@ -200,8 +200,8 @@ def test_usage_is_the_perplexity_of_shares() -> None:
     ("call", "message"),
     [
         (lambda m: Measured(np.zeros((2, 2)), np.zeros(3)), "shapes"),
-        (lambda m: Measured(np.full((2, 2), -0.1), np.zeros(2)), "rewards"),
-        (lambda m: Measured(np.full((2, 2), np.nan), np.zeros(2)), "rewards"),
+        (lambda m: Measured(np.full((2, 2), -0.1), np.zeros(2)), "utilities"),
+        (lambda m: Measured(np.full((2, 2), np.nan), np.zeros(2)), "utilities"),
         (lambda m: Measured(np.zeros((2, 2)), np.array([0.1, 0.1])), "unsteered"),
         (lambda m: Measured(np.zeros((2, 2)), np.array([0.0, -0.1])), "regulariser"),
         (lambda m: certify(m, [99]), "99"),

@@ -206,19 +206,46 @@ def test_function_reward_is_checked() -> None:
         FunctionReward("ok", lambda p, r: [0.5, 0.5])(["a"], answers)
 
 
-@given(st.integers(0, 2**32))
-def test_objective_is_the_formula(seed: int) -> None:
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.3, 0.5, 0.9]))
+def test_objective_is_the_formula(seed: int, fairness: float) -> None:
     rng = np.random.default_rng(seed)
-    objective = Objective(penalty=rng.random(), kl_unit=0.1 + rng.random(), f_max=rng.random())
+    objective = Objective(fairness, rng.random(), 0.1 + rng.random(), rng.random())
     weights, rewards, kl = rng.random((5, 3)) * 2, rng.random((7, 3)), rng.random(7) * 3
     kl[0] = 0.0
     found = objective.value(weights, rewards, kl)
+
+    def utility(reward: float, unsteered: float) -> float:
+        if reward <= unsteered:
+            return reward
+        closed = (reward - unsteered) / (1 - unsteered)
+        return unsteered + (1 - unsteered) * closed ** (1 - fairness)
+
     for i in range(5):
         for j in range(7):
             f = min(objective.penalty * kl[j] / objective.kl_unit, objective.f_max)
-            expected = sum(w * r for w, r in zip(weights[i], rewards[j], strict=True)) - f
+            utilities = [utility(*one) for one in zip(rewards[j], rewards[0], strict=True)]
+            expected = sum(w * u for w, u in zip(weights[i], utilities, strict=True)) - f
             assert found[i, j] == pytest.approx(expected)
     assert (found[:, 0] >= 0).all()  # the unsteered model
+
+
+def test_utility_keeps_order_and_range() -> None:
+    rewards = np.array([[0.2, 1.0], [0.0, 0.4], [0.2, 1.0], [0.3, 0.9], [1.0, 0.0]])
+    found = Objective(fairness=0.5).utility(rewards)
+    assert ((found >= rewards) & (found <= 1)).all()
+    for column in range(2):
+        order = np.argsort(rewards[:, column], kind="stable")
+        assert (np.diff(found[order, column]) >= 0).all()
+    np.testing.assert_array_equal(found[:, 1], rewards[:, 1])  # nothing is left to gain
+    np.testing.assert_allclose(Objective(fairness=0.0).utility(rewards), rewards)
+
+
+def test_fairness_prefers_some_of_each_to_much_of_one() -> None:
+    one_for_the_other, both = [0.9, 0.18], [0.4, 0.4]
+    rewards, kl = [[0.2, 0.2], one_for_the_other, both], [0.0, 0.1, 0.1]
+    for fairness, best in ((0.0, 1), (0.5, 2)):
+        values = Objective(fairness=fairness).value([[0.5, 0.5]], rewards, kl)
+        assert int(values.argmax()) == best
 
 
 def test_loops_and_broken_answers_earn_nothing() -> None:
@@ -237,6 +264,7 @@ def test_loops_and_broken_answers_earn_nothing() -> None:
         lambda: Range(0, math.inf),
         lambda: length_reward(10, 5),
         lambda: length_reward(0, 5),
+        lambda: Objective(fairness=1.0),
         lambda: Objective(penalty=-1),
         lambda: Objective(kl_unit=0),
         lambda: Objective(f_max=math.nan),

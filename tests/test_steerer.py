@@ -12,6 +12,7 @@ from steer.certificate import Measured, certify
 from steer.edits import Edit
 from steer.errors import InputError, WeightsError
 from steer.gate import Gate
+from steer.interference import Interference
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio
 from steer.steerer import Steerer
@@ -28,10 +29,12 @@ def a_trait(name: str, edit: Edit) -> TraitEntry:
     return TraitEntry(name, "", "more", "less", edit, 0.1, "mean-difference", 0.5, {}, {}, {})
 
 
-def a_steerer(*, portfolio: bool = True, family: str = "deep") -> Steerer:
+def a_steerer(
+    *, portfolio: bool = True, family: str = "deep", interference: Interference | None = None
+) -> Steerer:
     model = tiny("llama")
     rewards = np.array([[0.3, 0.4], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
-    objective, kl = Objective(), np.array([0.0, 0.1, 0.1, 0.2])
+    objective, kl = Objective(fairness=0.0, penalty=0.1), np.array([0.0, 0.1, 0.1, 0.2])
     kept = Portfolio(
         traits=("brevity", "warmth"),
         rewards=("length", "warm words"),
@@ -43,7 +46,9 @@ def a_steerer(*, portfolio: bool = True, family: str = "deep") -> Steerer:
         kl=kl,
         kept=(1, 2),
         edits=KEPT,
-        certificate=certify(Measured(rewards, objective.regulariser(kl)), (1, 2)),
+        certificate=certify(
+            Measured(objective.utility(rewards), objective.regulariser(kl)), (1, 2)
+        ),
     )
     bundle = Bundle(
         "tiny",
@@ -53,6 +58,7 @@ def a_steerer(*, portfolio: bool = True, family: str = "deep") -> Steerer:
         {},
         {},
         kept if portfolio else None,
+        interference=interference,
     )
     return Steerer(model, bundle)
 
@@ -84,6 +90,19 @@ def test_one_trait_alone_is_served_by_its_own_edit() -> None:
     assert str(entry).startswith("the edit of warmth alone: rewards brevity 0.10, warmth 0.90;")
     assert same(steerer.resolve({"brevity": 99, "warmth": 1}), KEPT[0])
     assert steerer.route({"brevity": 99, "warmth": 1}).number == 1
+
+
+def test_compositions_counteract_interference() -> None:
+    # By hand: brevity 1 c_b >= 1/8 and warmth 0.5 c_w - 0.4 c_b >= 1/8, so c = (0.125, 0.35).
+    gains = np.array([[1.0, -0.4], [0.0, 0.5]])
+    steerer = a_steerer(interference=Interference(("brevity", "warmth"), gains))
+    length = np.hypot(0.125, 0.35)
+    mixed = (0.125 / length) * TRAITS["brevity"] + (0.35 / length) * TRAITS["warmth"]
+    weights = {"brevity": 1, "warmth": 1}
+    assert same(steerer.resolve(weights, compose=True), mixed)
+    assert same(steerer.resolve(weights, 0.5, compose=True), 0.5 * mixed)
+    assert same(steerer.resolve(weights), KEPT[0])  # routed all the same
+    assert same(steerer.resolve({"warmth": 2}, compose=True), TRAITS["warmth"])
 
 
 def test_what_it_does_not_serve_is_composed() -> None:

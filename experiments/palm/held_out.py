@@ -75,12 +75,12 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
     measures = evaluator(model, task, prompts, path, arguments)
     found = measures.evaluate([everything[index].candidate for index in chosen])
     ours = tuple(chosen.index(index) for index in kept)
-    part = Measured(whole.rewards[chosen], whole.regulariser[chosen])
+    part = Measured(whole.utilities[chosen], whole.regulariser[chosen])
     regret = held_out_regret(part, found, ours, OBJECTIVE, mixtures, seed=seed)
     # What the unsteered model alone loses against the portfolio.
     entry_rows = [0, *ours]
     gain = held_out_regret(
-        Measured(part.rewards[entry_rows], part.regulariser[entry_rows]),
+        Measured(part.utilities[entry_rows], part.regulariser[entry_rows]),
         [found[place] for place in entry_rows],
         (),
         OBJECTIVE,
@@ -100,7 +100,9 @@ def study(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> No
             },
             **{
                 f"develop {name}": float(value)
-                for name, value in zip(task.rewards, whole.rewards[chosen[place]], strict=True)
+                for name, value in zip(
+                    task.rewards, everything[chosen[place]].rewards.mean(0), strict=True
+                )
             },
             "kl": float(found[place].kl.mean()),
             "fluent": float(found[place].fluent.mean()),

@@ -91,6 +91,13 @@ def build(
         int | None,
         typer.Option(help="Further ones that confirm the leading dose; 0 is none. Default: 60."),
     ] = None,
+    interference_prompts: Annotated[
+        int | None,
+        typer.Option(
+            help="Prompts on which is measured what traits do to each other, for mixtures; 0 is "
+            "none. Default: 16."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**31, help="Default: 0.")] = None,
     dtype: Annotated[
         str | None,
@@ -113,6 +120,7 @@ def build(
         "prompts": prompts,
         "develop_prompts": develop_prompts,
         "confirm_prompts": confirm_prompts,
+        "interference_prompts": interference_prompts,
         "seed": seed,
     }
     from steer.pipeline import build as build_bundle
