@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from steer import container, trait_entry
+from steer import container, interference, trait_entry
 from steer.edit_tensors import check_storable, edit_of, layouts_of, ranks_to_json, tensors_of
 from steer.edits import Edit
 from steer.errors import (
@@ -30,7 +30,6 @@ from steer.fields import (
     by_layer,
     check_json,
     check_mapping,
-    check_number,
     check_object,
     check_text,
     check_whole,
@@ -153,7 +152,7 @@ class Bundle:
             "settings": check_json(self.settings, "bundle field 'settings'"),
             "versions": dict(self.versions),
             "portfolio": None if self.portfolio is None else summary(self.portfolio),
-            "interference": _interference_to_json(self.interference),
+            "interference": interference.to_json(self.interference),
             "size": len(self._to_bytes()),
         }
 
@@ -244,12 +243,12 @@ class Bundle:
             except InputError as error:
                 raise InputError(f"{where}, {owner}: {error}") from error
 
-    def _check_interference(self, interference: object) -> None:
+    def _check_interference(self, value: object) -> None:
         """Check that interference is of this bundle's traits."""
         where = "bundle field 'interference'"
-        if not isinstance(interference, Interference):
-            raise InputError(f"{where}: expected an Interference, got {interference!r:.80}")
-        if unknown := [name for name in interference.traits if name not in self.traits]:
+        if not isinstance(value, Interference):
+            raise InputError(f"{where}: expected an Interference, got {value!r:.80}")
+        if unknown := [name for name in value.traits if name not in self.traits]:
             raise InputError(f"{where}: {unknown[0]!r} is not a trait of the bundle")
 
     def _check_width(self, edit: Edit, where: str) -> None:
@@ -282,7 +281,7 @@ class Bundle:
             "versions": dict(self.versions),
             "portfolio": None if self.portfolio is None else _portfolio_to_json(self.portfolio),
             "gate": None if self.gate is None else list(gate),
-            "interference": _interference_to_json(self.interference),
+            "interference": interference.to_json(self.interference),
         }
         return container.pack(document, tensors)
 
@@ -301,12 +300,6 @@ def _gate_name(layer: int) -> str:
 
 def _portfolio_to_json(portfolio: Portfolio) -> dict[str, Any]:
     return to_json(portfolio) | {"ranks": [ranks_to_json(edit) for edit in portfolio.edits]}
-
-
-def _interference_to_json(interference: Interference | None) -> dict[str, Any] | None:
-    if interference is None:
-        return None
-    return {"traits": list(interference.traits), "gains": interference.gains.tolist()}
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -385,25 +378,7 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         document["versions"],
         None if portfolio is None else from_json(portfolio, kept),
         None if gated is None else Gate({index: tensors[_gate_name(index)] for index in gated}),
-        _interference_from_json(document.get("interference")),
-    )
-
-
-def _interference_from_json(value: object) -> Interference | None:
-    if value is None:
-        return None
-    where = "field 'interference'"
-    fields = check_object(value, where)
-    exact_keys(fields, {"traits", "gains"}, where)
-    traits, gains = fields["traits"], fields["gains"]
-    rows = [traits, gains, *gains] if isinstance(gains, list) else [gains]
-    if not all(isinstance(row, list) for row in rows) or {len(row) for row in rows} != {
-        len(traits)
-    }:
-        raise InputError(f"{where}: expected a row and a column of 'gains' for each of 'traits'")
-    return Interference(
-        tuple(check_text(name, f"{where}, 'traits'") for name in traits),
-        np.array([[check_number(x, f"{where}, 'gains'") for x in row] for row in gains]),
+        interference.from_json(document.get("interference")),
     )
 
 

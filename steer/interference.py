@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from steer.errors import InputError
+from steer.fields import check_number, check_object, check_text, exact_keys
 from steer.weights import doses
 
 Float64 = NDArray[np.float64]
@@ -96,6 +98,34 @@ class Interference:
                 if other in self.traits:
                     gains[i, j] = self.gains[self.traits.index(other), column]
         return gains
+
+
+def to_json(interference: Interference | None) -> dict[str, Any] | None:
+    """As JSON values."""
+    if interference is None:
+        return None
+    return {"traits": list(interference.traits), "gains": interference.gains.tolist()}
+
+
+def from_json(value: object) -> Interference | None:
+    """From JSON values.
+
+    Raises:
+        InputError: If a field is missing, unknown or not usable.
+    """
+    if value is None:
+        return None
+    where = "field 'interference'"
+    fields = check_object(value, where)
+    exact_keys(fields, {"traits", "gains"}, where)
+    traits, gains = fields["traits"], fields["gains"]
+    rows = [traits, gains, *gains] if isinstance(gains, list) else [gains]
+    if not all(isinstance(row, list) for row in rows) or len(set(map(len, rows))) > 1:
+        raise InputError(f"{where}: expected a row and a column of 'gains' for each of 'traits'")
+    return Interference(
+        tuple(check_text(name, f"{where}, 'traits'") for name in traits),
+        np.array([[check_number(x, f"{where}, 'gains'") for x in row] for row in gains]),
+    )
 
 
 def _shortest(g: Float64, h: Float64) -> Float64 | None:

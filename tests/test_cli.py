@@ -30,6 +30,7 @@ from steer.cover import Closeness, is_cover
 from steer.edits import additive
 from steer.errors import LowReliabilityWarning, ModelError, WeightsError
 from steer.generation import Decoding, Generated
+from steer.interference import Interference
 from steer.models import Fingerprint, load_model
 from steer.objective import Objective
 from steer.picture import grids, heat_map
@@ -759,6 +760,22 @@ def test_generate_routes_or_composes(steer, folder: Path, routed: Path) -> None:
     _, out, _ = steer("generate", *arguments, "--compose", *files)
     assert out.split() == ["short"] * 3
     fails(steer("generate", "hello", "--compose", *files), 2, "--compose")
+
+
+def test_inspect_shows_interference(steer, folder: Path, tmp_path: Path) -> None:
+    bundle = Bundle.load(folder / "bundle.safetensors")
+    gains = np.array([[0.5, 0.0, -0.31], [0.12, 0.0, 0.09], [-0.4, 0.0, 0.75]])
+    names = ("brevity", "warmth", "zest")
+    path = tmp_path / "interfering.safetensors"
+    replace(bundle, interference=Interference(names, gains)).save(path)
+    code, out, _ = steer("inspect", str(path))
+    assert code == 0
+    told = {row[0]: row[1:] for row in map(str.split, out.splitlines()) if row}
+    (brief,) = [line for line in out.splitlines() if "zest -0.31" in line]
+    assert brief.split() == ["brevity", "0.50", "zest", "-0.31"]
+    assert told["zest"] == ["0.75", "brevity", "-0.40"]
+    assert told["warmth"] == ["not", "surely", "any", "brevity", "0.12"]
+    assert "raises" not in steer("inspect", str(folder / "bundle.safetensors"))[1]
 
 
 def test_inspect_holds_the_portfolio(steer, routed: Path) -> None:

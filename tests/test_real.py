@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -195,8 +196,10 @@ def test_the_default_portfolio_serves_every_mixture_of_its_traits(steerer: Steer
     rng, even = np.random.default_rng(5), np.ones(len(portfolio.traits))
     mixtures = np.concatenate([rng.dirichlet(even, 4000), rng.dirichlet(even / 10, 4000)])
     # J by its formula, for every candidate and mixture.
-    f = np.minimum(0.1 * portfolio.kl / 0.5, 0.2)
-    values = mixtures @ portfolio.mean_rewards.T - f
+    r, r0 = portfolio.mean_rewards, portfolio.mean_rewards[0]
+    utilities = np.where(r > r0, r0 + (1 - r0) * (np.maximum(r - r0, 0) / (1 - r0)) ** 0.5, r)
+    f = np.minimum(0.05 * portfolio.kl / 0.5, 0.2)
+    values = mixtures @ utilities.T - f
     kept = values[:, [0, *portfolio.kept]]
     lost, best = values.max(1) - kept.max(1), values.max(1)
     assert lost.max() <= portfolio.certificate.delta.loss + 1e-9
@@ -223,6 +226,23 @@ def test_each_trait_earns_most_by_its_own_edit(steerer: Steerer) -> None:
     for name, entry in zip(portfolio.traits, own, strict=True):
         assert entry.rewards[name] == max(other.rewards[name] for other in own)
         assert entry.rewards[name] > portfolio.mean_rewards[0][portfolio.traits.index(name)]
+
+
+def test_compositions_give_every_trait_its_share(steerer: Steerer) -> None:
+    interference = steerer.bundle.interference
+    assert interference is not None and set(interference.traits) <= set(steerer.traits)
+    own = dict(zip(interference.traits, interference.gains.diagonal(), strict=True))
+    assert min(own[name] for name in ("brevity", "simplicity", "formality", "warmth")) > 0.1
+    rising = 0
+    pairs = list(combinations([name for name in interference.traits if own[name] > 0], 2))
+    for pair in pairs:
+        doses = interference.doses(dict.fromkeys(pair, 0.5))
+        assert sum(dose**2 for dose in doses.values()) == pytest.approx(1)
+        i, j = map(interference.traits.index, pair)
+        c, gains = np.array([doses[name] for name in pair]), interference.gains
+        rising += bool((c @ gains[np.ix_([i, j], [i, j])] > 0).all())
+    # But for traits that undo each other.
+    assert rising >= 0.8 * len(pairs)
 
 
 SCRIPT = textwrap.dedent(

@@ -96,7 +96,7 @@ def main() -> None:
     workshop = workshop_of(model, arguments)
     cosines = extraction_cosines({name: workshop.source(name).subspace for name in traits})
     reads = {trait: READS[trait](model, people) for trait in traits}
-    number, tokens = (4, 24) if quick else (32, 96)
+    number, tokens = (4, 24) if quick else (64, 96)
     prompts = [prompt.text for prompt in load_prompts("report")][:number]
     decoding = Decoding(max_new_tokens=tokens)
     store = store_of(arguments.work_dir / "mixtures.jsonl", model, prompts, decoding)

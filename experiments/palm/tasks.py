@@ -222,7 +222,7 @@ def evaluator(
 
 
 def composed(task: Task) -> list[Candidate]:
-    """What a user's weights give without a portfolio: the sum of the traits' edits, by doses."""
+    """Sums of the traits' edits by nothing but a user's weights."""
     d = len(task.traits)
     parts = {2: 10, 3: 5}.get(d, 2)
     weights = uniform_weights(d, math.comb(parts + d - 1, d - 1))

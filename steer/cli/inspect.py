@@ -19,6 +19,10 @@ from steer.errors import InputError
 
 if TYPE_CHECKING:
     from steer.bundle import Bundle
+    from steer.interference import Interference
+
+# Shares of headroom below this are not told.
+_TOLD = 0.1
 
 
 @app.command(
@@ -84,8 +88,29 @@ def _show_bundle(bundle: Bundle) -> None:
         for grid in grids(bundle):
             out.print()
             out.print(heat_map(grid, out.width))
+    if bundle.interference is not None:
+        _show_interference(bundle.interference)
     if info["portfolio"] is not None:
         _show_portfolio(info["portfolio"])
+
+
+def _show_interference(interference: Interference) -> None:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("a default dose", no_wrap=True)
+    table.add_column("closes of its own headroom", justify="right")
+    table.add_column("raises", overflow="fold")
+    table.add_column("lowers", overflow="fold")
+    names = interference.traits
+    for i, name in enumerate(names):
+        row = interference.gains[i]
+        others = [j for j in abs(row).argsort()[::-1].tolist() if j != i]
+        raised, lowered = (
+            ", ".join(f"{names[j]} {row[j]:.2f}" for j in others if sign * row[j] >= _TOLD)
+            for sign in (1, -1)
+        )
+        own = f"{row[i]:.2f}" if row[i] else "not surely any"
+        table.add_row(name, own, raised, lowered)
+    out.print(table)
 
 
 def _show_portfolio(portfolio: Mapping[str, Any]) -> None:
