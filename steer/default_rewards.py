@@ -41,24 +41,25 @@ def default_reward(
     Raises:
         InputError: If the reward does not tell the poles of the contrast pairs apart.
     """
-    if trait.name == "brevity":
-        return length_reward(min(20, longest / 5), longest)
-    known = text_reward(trait.name, pairs)
+    known = text_reward(trait.name, pairs, longest=longest)
     if known is not None:
         return known
     return LogRatioReward.calibrated(language_model, trait, prompts, pairs)
 
 
-def text_reward(trait: str, pairs: PairSet) -> Reward | None:
-    """The reward of a built-in trait that is read off a text of any length; None for any other.
+def text_reward(trait: str, pairs: PairSet, *, longest: float = 400) -> Reward | None:
+    """The reward of a built-in trait that is read off a text; None for any other.
 
     Args:
         trait: Its name.
         pairs: Its contrast pairs, which set the scale of what has no natural one.
+        longest: As `default_reward`'s.
 
     Raises:
         InputError: If the reward does not tell the poles of the contrast pairs apart.
     """
+    if trait == "brevity":
+        return length_reward(min(20, longest / 5), longest)
     if trait == "simplicity":
         return readability_reward()
     if trait == "formality":

@@ -17,14 +17,13 @@ from tqdm import tqdm
 
 from steer.bundle import Bundle
 from steer.contrast import SAMPLING, PairSet, generate_pairs
-from steer.default_rewards import default_reward
+from steer.default_rewards import default_reward, text_reward
 from steer.distill import Distillation
 from steer.dose import calibrate
 from steer.edits import Edit
 from steer.errors import InputError, LowReliabilityWarning
 from steer.evaluation import Evaluator
 from steer.gate import Gate, behind
-from steer.generation import Decoding
 from steer.hooks import Scope
 from steer.interference import Interference
 from steer.interference_fit import measure_interference
@@ -267,7 +266,14 @@ def _portfolio(
 ) -> Portfolio:
     space = _search_space(language_model, wanted.traits, recipe, folder, built, progress)
     rewards = [
-        _reward(language_model, built.sources[name], wanted.decoding) for name in wanted.traits
+        default_reward(
+            language_model,
+            source.trait,
+            plain_prompts(source.pairs),
+            source.pairs,
+            longest=_WORDS_PER_TOKEN * wanted.decoding.max_new_tokens,
+        )
+        for source in (built.sources[name] for name in wanted.traits)
     ]
     # What measurements hang on, but not what is made of them: another size costs no new ones.
     names = [reward.name for reward in rewards]
@@ -291,23 +297,29 @@ def _portfolio(
 def _interference(
     language_model: LanguageModel, recipe: Recipe, folder: Path, built: _Built, progress: bool
 ) -> Interference | None:
-    """What the traits do to each other; None if it is not asked for, or there are no two."""
-    if not recipe.interference_prompts:
+    """What the traits do to those of them that have a text to be read by; None if unasked for.
+
+    The model's own opinion, by which any trait can be rewarded, does not follow people (README,
+    "Results"), and asking for it takes longer than all the rest.
+    """
+    if not recipe.interference_prompts or len(built.entries) < 2:
         return None
     tokens = min(recipe.decoding.max_new_tokens, _INTERFERING)
     decoding = replace(recipe.decoding, max_new_tokens=tokens)
     rewards: dict[str, Reward] = {}
     for name, source in built.sources.items():
         try:
-            rewards[name] = _reward(language_model, source, decoding)
+            reward = text_reward(name, source.pairs, longest=_WORDS_PER_TOKEN * tokens)
         except InputError:
-            # Its pairs are too much alike to be told apart: nothing can be known of this trait.
+            # It does not tell this trait's pairs apart.
             continue
-    if len(rewards) < 2:
+        if reward is not None:
+            rewards[name] = reward
+    if not rewards:
         return None
-    edits = tuple(built.entries[name].edit for name in rewards)
+    edits = tuple(entry.edit for entry in built.entries.values())
     prompts = [prompt.text for prompt in load_prompts("develop")[: recipe.interference_prompts]]
-    asked = [list(rewards), [reward.name for reward in rewards.values()], prompts]
+    asked = [list(built.entries), [reward.name for reward in rewards.values()], prompts]
     key = content_key([asked, [edit.digest for edit in edits], asdict(decoding), recipe.scope])
     (folder / "interference").mkdir(parents=True, exist_ok=True)
     evaluator = Evaluator(
@@ -321,18 +333,7 @@ def _interference(
         gate=built.context.gate,
         progress=progress,
     )
-    return measure_interference(evaluator, tuple(rewards))
-
-
-def _reward(language_model: LanguageModel, source: _Source, decoding: Decoding) -> Reward:
-    """What a trait earns for answers of this length."""
-    return default_reward(
-        language_model,
-        source.trait,
-        plain_prompts(source.pairs),
-        source.pairs,
-        longest=_WORDS_PER_TOKEN * decoding.max_new_tokens,
-    )
+    return measure_interference(evaluator, tuple(built.entries), list(rewards))
 
 
 def _traits(traits: Sequence[Trait | str] | None) -> list[Trait]:

@@ -144,7 +144,7 @@ class Linear:
 
 def test_gains_that_add_up_are_found() -> None:
     edits = Linear()
-    found = measure_interference(edits, TRAITS)  # type: ignore[arg-type]
+    found = measure_interference(edits, TRAITS, TRAITS)  # type: ignore[arg-type]
     np.testing.assert_allclose(found.gains[:, :2], edits.gains[:, :2], atol=1e-3)
     assert not found.gains[:, 2].any()
     asked = np.array([one.coefficients for one in edits.asked])
@@ -152,10 +152,22 @@ def test_gains_that_add_up_are_found() -> None:
     np.testing.assert_allclose(np.linalg.norm(asked[1:], axis=1), 1, atol=1e-3)
 
 
+def test_what_is_done_to_a_trait_without_a_reward_stays_unknown() -> None:
+    edits = Linear()
+    edits.rewards = edits.rewards[:1]
+    edits.unsteered, edits.gains = edits.unsteered[1:2], edits.gains[:, 1:2]
+    found = measure_interference(edits, TRAITS, ("b",))  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.gains[:, [1]], edits.gains, atol=1e-3)
+    assert not found.gains[:, [0, 2]].any()
+
+
 def test_edits_and_rewards_are_one_a_trait() -> None:
     edits = Linear()
-    with pytest.raises(InputError, match="one reward for each"):
-        measure_interference(edits, ("a", "b"))  # type: ignore[arg-type]
+    for rewarded in (("a", "b"), ("a", "b", "d")):
+        with pytest.raises(InputError, match="one reward for each"):
+            measure_interference(edits, TRAITS, rewarded)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="one own edit"):
+        measure_interference(edits, ("a", "b"), ("a", "b"))  # type: ignore[arg-type]
     edits.families = {OWN: (), "other": ()}
     with pytest.raises(InputError, match="one own edit"):
-        measure_interference(edits, TRAITS)  # type: ignore[arg-type]
+        measure_interference(edits, TRAITS, TRAITS)  # type: ignore[arg-type]

@@ -156,9 +156,10 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
     assert bundle.settings["portfolio"]["size"] == 2
     assert bundle.settings["precision"] == "float32"
     assert (tmp_path / "float32" / "portfolios").is_dir()
-    # The poles of the made pairs say the same, so warmth's reward cannot tell them apart.
     assert bundle.interference is not None
-    assert bundle.interference.traits == ("brevity", "simplicity")
+    assert bundle.interference.traits == ("brevity", "simplicity", "warmth")
+    # The poles of the made pairs say the same, so warmth's reward cannot tell them apart.
+    assert not bundle.interference.gains[:, 2].any()
     bundle.save(tmp_path / "b")
     assert Bundle.load(tmp_path / "b").portfolio is not None
     monkeypatch.setattr("steer.evaluation.Evaluator._measure", refuse)
