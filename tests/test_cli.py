@@ -774,7 +774,7 @@ def test_inspect_shows_interference(steer, folder: Path, tmp_path: Path) -> None
     (brief,) = [line for line in out.splitlines() if "zest -0.31" in line]
     assert brief.split() == ["brevity", "0.50", "zest", "-0.31"]
     assert told["zest"] == ["0.75", "brevity", "-0.40"]
-    assert told["warmth"] == ["not", "surely", "any", "brevity", "0.12"]
+    assert told["warmth"] == ["unknown", "brevity", "0.12"]
     assert "raises" not in steer("inspect", str(folder / "bundle.safetensors"))[1]
 
 

@@ -96,8 +96,8 @@ def _show_bundle(bundle: Bundle) -> None:
 
 def _show_interference(interference: Interference) -> None:
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("a default dose", no_wrap=True)
-    table.add_column("closes of its own headroom", justify="right")
+    table.add_column("interference", no_wrap=True)
+    table.add_column("own gain", justify="right")
     table.add_column("raises", overflow="fold")
     table.add_column("lowers", overflow="fold")
     names = interference.traits
@@ -108,9 +108,13 @@ def _show_interference(interference: Interference) -> None:
             ", ".join(f"{names[j]} {row[j]:.2f}" for j in others if sign * row[j] >= _TOLD)
             for sign in (1, -1)
         )
-        own = f"{row[i]:.2f}" if row[i] else "not surely any"
+        own = f"{row[i]:.2f}" if row[i] else "unknown"
         table.add_row(name, own, raised, lowered)
     out.print(table)
+    out.print(
+        Text("What a default dose gains, of what the unsteered model leaves to gain."),
+        soft_wrap=True,
+    )
 
 
 def _show_portfolio(portfolio: Mapping[str, Any]) -> None:
