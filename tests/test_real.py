@@ -69,8 +69,17 @@ def thirty_two_requests(steerer: Steerer) -> tuple[list[str], list[dict[str, flo
     return PROMPTS[:32], weights
 
 
-def test_mixed_batch_of_32_edits_equals_each_row_alone(steerer: Steerer) -> None:
-    """Logits within 1e-4 in fp32, and the same greedy tokens."""
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-4), (torch.float64, 1e-5)])
+def test_mixed_batch_of_32_edits_equals_each_row_alone(
+    steerer: Steerer, dtype: torch.dtype, bound: float
+) -> None:
+    """The same greedy tokens, and the same logits but for rounding.
+
+    Logits are as large as 39. In fp32 those of the unedited model differ by up to 9e-5 between a
+    batch and a row alone; in fp64 rounding hides nothing but the fp32 in which they are handed out.
+    """
+    if dtype != torch.float32:
+        steerer = steer.load(steer.load_model(dtype=dtype))
     prompts, weights = thirty_two_requests(steerer)
     edits = [steerer.resolve(row) for row in weights]
     assert all_different(edits)
@@ -97,7 +106,7 @@ def test_mixed_batch_of_32_edits_equals_each_row_alone(steerer: Steerer) -> None
         alone, alone_logits = run([row])
         assert torch.equal(tokens[row, : alone.shape[1]], alone[0])
         difference = logits[row, : alone.shape[1]] - alone_logits[0]
-        assert difference.abs().max() < 1e-4
+        assert difference.abs().max() < bound
 
 
 def all_different(edits: list[Edit]) -> bool:

@@ -36,6 +36,7 @@ from running import (
     store_of,
     workshop_of,
 )
+from tqdm import tqdm
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -86,6 +87,19 @@ class Cell:
     antagonistic: bool
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was read of one edit's answers.
+
+    Attributes:
+        values: By trait, the reported measure of each answer (P,).
+        incoherent: Share that loops or is broken.
+    """
+
+    values: Mapping[str, Float64]
+    incoherent: float
+
+
 def main() -> None:
     """Answer all mixtures and write the tables."""
     arguments = read_arguments()
@@ -102,17 +116,22 @@ def main() -> None:
     store = store_of(arguments.work_dir / "mixtures.jsonl", model, prompts, decoding)
     mixtures = list(all_mixtures(traits))[: 6 if quick else None]
     asked = [(mode, weights) for mode in modes(steerer, traits) for weights in mixtures]
-    settings = [
-        Setting("+".join(weights), mode, shown(weights), edited(steerer, weights, mode))
-        for mode, weights in asked
-    ]
-    unsteered, *answers = answer_all(model, [UNSTEERED, *settings], prompts, decoding, store)
-    before = {trait: values(one.report, prompts, unsteered) for trait, one in reads.items()}
+    served = [edited(steerer, weights, mode) for mode, weights in asked]
+    # One edit may serve many mixtures; it answers once and is read once.
+    settings: dict[str, Setting] = {}
+    for (mode, weights), how in zip(asked, served, strict=True):
+        settings.setdefault(how.digest, Setting("+".join(weights), mode, shown(weights), how))
+    unsteered, *answers = answer_all(
+        model, [UNSTEERED, *settings.values()], prompts, decoding, store
+    )
+    before = read_all(reads, prompts, unsteered)
+    bar = tqdm(answers, desc="read", disable=None)
+    after = dict(zip(settings, (read_all(reads, prompts, one) for one in bar), strict=True))
     drawn = draws(len(prompts), arguments.seed)
     rows = [
         cell
-        for (mode, weights), one in zip(asked, answers, strict=True)
-        for cell in cells(mode, weights, one, before, prompts, reads, cosines, drawn)
+        for (mode, weights), how in zip(asked, served, strict=True)
+        for cell in cells(mode, weights, after[how.digest], before, cosines, drawn)
     ]
     content = {
         "command": command("experiments/arena/mixtures.py"),
@@ -124,7 +143,7 @@ def main() -> None:
         "versions": versions(),
         "prompts": len(prompts),
         "decoding": asdict(decoding),
-        "incoherent, unsteered": coherence(prompts, unsteered).incoherent,
+        "incoherent, unsteered": before.incoherent,
         "cosines": {f"{a}, {b}": value for (a, b), value in cosines.items()},
         "summary": summary(rows),
         "rows": [asdict(row) for row in rows],
@@ -180,13 +199,19 @@ def extraction_cosines(subspaces: Mapping[str, Subspace]) -> dict[tuple[str, str
     return result
 
 
+def read_all(reads: Mapping[str, Reads], prompts: Sequence[str], answers: Answers) -> Measured:
+    """Read every trait of one edit's answers."""
+    return Measured(
+        {trait: values(one.report, prompts, answers) for trait, one in reads.items()},
+        coherence(prompts, answers).incoherent,
+    )
+
+
 def cells(
     mode: str,
     weights: Weights,
-    answers: Answers,
-    before: Mapping[str, Float64],
-    prompts: Sequence[str],
-    reads: Mapping[str, Reads],
+    after: Measured,
+    before: Measured,
     cosines: Mapping[tuple[str, str], float],
     drawn: NDArray[np.int64],
 ) -> Iterator[Cell]:
@@ -194,9 +219,8 @@ def cells(
     apart = any(
         a in weights and b in weights and value < ANTAGONISTIC for (a, b), value in cosines.items()
     )
-    incoherent = coherence(prompts, answers).incoherent
-    for trait, read in reads.items():
-        one = gain(values(read.report, prompts, answers), before[trait], drawn)
+    for trait, read in after.values.items():
+        one = gain(read, before.values[trait], drawn)
         low, high = one.interval
         yield Cell(
             mode,
@@ -207,7 +231,7 @@ def cells(
             one.value,
             low,
             high,
-            incoherent,
+            after.incoherent,
             apart,
         )
 
