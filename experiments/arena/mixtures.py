@@ -296,7 +296,7 @@ def markdown(content: Mapping[str, Any], rows: Sequence[Cell], traits: Sequence[
             for one in content["summary"]
         ),
     ]
-    for mode in dict.fromkeys(row.mode for row in rows):
+    for mode in told_apart(rows):
         lines += [
             "",
             f"### Interference, {mode}: push a trait (row), read another (column)",
@@ -330,9 +330,22 @@ def alone(rows: Sequence[Cell], mode: str) -> dict[tuple[str, str], Cell]:
     }
 
 
+def told_apart(rows: Sequence[Cell]) -> list[str]:
+    """The modes, but for those that serve every trait alone as one before them does."""
+    tables = {
+        mode: {where: cell.gain for where, cell in alone(rows, mode).items()}
+        for mode in dict.fromkeys(row.mode for row in rows)
+    }
+    return [
+        mode
+        for number, (mode, table) in enumerate(tables.items())
+        if table not in list(tables.values())[:number]
+    ]
+
+
 def draw(rows: Sequence[Cell], traits: Sequence[str], path: Path) -> None:
     """The interference matrices; cells that are not surely different from zero are pale."""
-    shown_modes = list(dict.fromkeys(row.mode for row in rows))
+    shown_modes = told_apart(rows)
     figure, axes = panels(1, len(shown_modes), 5.2, 4.4)
     for axis, mode in zip(axes[0], shown_modes, strict=True):
         table = alone(rows, mode)
