@@ -233,6 +233,11 @@ def _parse(row: Any, header: Mapping[str, Any], path: Path) -> Evaluation:
     return one
 
 
+def mean_rewards(evaluations: Sequence[Evaluation]) -> Float64:
+    """Mean rewards over the prompts (n, d)."""
+    return np.stack([one.rewards.mean(0) for one in evaluations])
+
+
 def measured(evaluations: Sequence[Evaluation], objective: Objective) -> Measured:
     """What portfolios and certificates are made of, from means over the prompts.
 
@@ -246,7 +251,7 @@ def measured(evaluations: Sequence[Evaluation], objective: Objective) -> Measure
     if not evaluations or not evaluations[0].candidate.is_unsteered():
         raise InputError("expected the unsteered model's evaluation first")
     return Measured(
-        objective.utility([one.rewards.mean(0) for one in evaluations]),
+        objective.utility(mean_rewards(evaluations)),
         objective.regulariser([one.kl.mean() for one in evaluations]),
     )
 

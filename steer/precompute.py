@@ -20,7 +20,7 @@ from steer.certificate import Measured, certify
 from steer.cover import Closeness, minimal_cover
 from steer.edits import Edit
 from steer.errors import InputError
-from steer.evaluation import Evaluation, Evaluator, measured
+from steer.evaluation import Evaluation, Evaluator, mean_rewards, measured
 from steer.gate import Gate
 from steer.generation import Decoding
 from steer.hooks import Scope
@@ -165,7 +165,7 @@ def precompute(
         rewards=tuple(reward.name for reward in rewards),
         objective=recipe.objective,
         candidates=tuple(one.candidate for one in evaluations),
-        mean_rewards=np.stack([one.rewards.mean(0) for one in evaluations]),
+        mean_rewards=mean_rewards(evaluations),
         kl=np.array([one.kl.mean() for one in evaluations]),
         kept=kept,
         edits=tuple(searched.edit(evaluations[i].candidate) for i in kept),

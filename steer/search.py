@@ -160,7 +160,7 @@ def upper_bound(weight: Float64, solved: Float64, values: Float64) -> float:
     """The most that any edit can be worth at a weight, given the optima at others.
 
     max over e of J_w(e) is convex in w, grows with w since u >= 0, and by at most sum_i s_i where
-    w grows by s since r <= 1. So for every mixture l of the solved weights w_j (and of w = 0,
+    w grows by s since u <= 1. So for every mixture l of the solved weights w_j (and of w = 0,
     where the optimum is 0) with sum_j l_j w_j + s >= w it is at most sum_j l_j V_j + sum_i s_i.
 
     Args:
