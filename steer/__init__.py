@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from steer.edits import Edit
     from steer.errors import SteerError
     from steer.generation import Decoding
+    from steer.history import HistoryItem
     from steer.models import LanguageModel, load_model
+    from steer.personalizer import Personalization
     from steer.pipeline import build
-    from steer.quick import generate
+    from steer.profile import Profile
+    from steer.quick import generate, personalize
     from steer.recipe import Recipe
     from steer.steerer import Steerer, load
     from steer.traits import Trait, load_traits, read_trait
@@ -28,7 +31,10 @@ else:
         "Bundle": "bundle",
         "Decoding": "generation",
         "Edit": "edits",
+        "HistoryItem": "history",
         "LanguageModel": "models",
+        "Personalization": "personalizer",
+        "Profile": "profile",
         "Recipe": "recipe",
         "SteerError": "errors",
         "Steerer": "steerer",
@@ -40,6 +46,7 @@ else:
         "load": "steerer",
         "load_model": "models",
         "load_traits": "traits",
+        "personalize": "quick",
         "read_trait": "traits",
     }
 
@@ -58,7 +65,10 @@ __all__ = [
     "Bundle",
     "Decoding",
     "Edit",
+    "HistoryItem",
     "LanguageModel",
+    "Personalization",
+    "Profile",
     "Recipe",
     "SteerError",
     "Steerer",
@@ -70,5 +80,6 @@ __all__ = [
     "load",
     "load_model",
     "load_traits",
+    "personalize",
     "read_trait",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from steer import container, interference, trait_entry
+from steer import container, interference, profile, trait_entry
 from steer.edit_tensors import check_storable, edit_of, layouts_of, ranks_to_json, tensors_of
 from steer.edits import Edit
 from steer.errors import (
@@ -42,13 +42,14 @@ from steer.models import Fingerprint
 from steer.portfolio import Portfolio
 from steer.portfolio_json import from_json, to_json
 from steer.portfolio_summary import summary
+from steer.profile import Profile
 from steer.resources import atomic_path
 from steer.trait_entry import TraitEntry
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the file layout that is written, and the newest one that is read.
 
-Version 1 had no gate, version 2 no interference.
+Version 1 had no gate, version 2 no interference, version 3 no profiles.
 """
 
 
@@ -71,6 +72,7 @@ class Bundle:
             if they act on every token of the scope. The edits themselves are stored without it.
         interference: What the traits do to each other, by which compositions are dosed; None if it
             was not measured.
+        profiles: Of persons or groups, by name.
     """
 
     model: str
@@ -82,6 +84,7 @@ class Bundle:
     portfolio: Portfolio | None = None
     gate: Gate | None = None
     interference: Interference | None = None
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -95,6 +98,7 @@ class Bundle:
             ("traits", _trait_entry),
             ("settings", check_json),
             ("versions", check_text),
+            ("profiles", _profile),
         ):
             checked: Mapping[str, Any] = check_mapping(
                 getattr(self, key), check_text, convert, f"bundle field {key!r}"
@@ -102,12 +106,53 @@ class Bundle:
             object.__setattr__(self, key, checked)
         for name, entry in self.traits.items():
             self._check_fits(name, entry)
+        for name, one in self.profiles.items():
+            self._check_profile(name, one)
         if self.portfolio is not None:
             self._check_portfolio(self.portfolio)
         if self.gate is not None:
             self._check_gate(self.gate)
         if self.interference is not None:
             self._check_interference(self.interference)
+
+    def with_profiles(self, profiles: Mapping[str, Profile]) -> Bundle:
+        """The bundle with further profiles; one of a name that it holds is replaced.
+
+        Args:
+            profiles: By name.
+
+        Raises:
+            InputError: If one is of another model, or needs a gate that the bundle does not have.
+        """
+        return replace(self, profiles={**self.profiles, **profiles})
+
+    def without_profile(self, name: str) -> Bundle:
+        """The bundle with nothing of a person in it.
+
+        Args:
+            name: The profile's.
+
+        Raises:
+            InputError: If there is no such profile.
+        """
+        self.profile(name)
+        return replace(
+            self, profiles={key: one for key, one in self.profiles.items() if key != name}
+        )
+
+    def profile(self, name: str) -> Profile:
+        """The profile of a name.
+
+        Raises:
+            InputError: If there is no such profile.
+        """
+        if name not in self.profiles:
+            # Names of other people are nobody's business.
+            raise InputError(
+                f"no profile {name!r} among the bundle's {len(self.profiles)}; make one with "
+                "steer.personalize"
+            )
+        return self.profiles[name]
 
     def behind_gate(self, edit: Edit) -> Edit:
         """An edit, additive where there is a gate, as it acts on the model."""
@@ -153,6 +198,7 @@ class Bundle:
             "versions": dict(self.versions),
             "portfolio": None if self.portfolio is None else summary(self.portfolio),
             "interference": interference.to_json(self.interference),
+            "profiles": len(self.profiles),
             "size": len(self._to_bytes()),
         }
 
@@ -237,7 +283,10 @@ class Bundle:
                     f"{where}: expected shape ({model.width},) at layers below {model.layers}, as "
                     f"the model's, got {v.shape} at layer {index}"
                 )
+        ungated = {_profile_name(name) for name, one in self.profiles.items() if not one.gated}
         for owner, edit in self._edits().items():
+            if owner in ungated:
+                continue
             try:
                 gate.check(edit)
             except InputError as error:
@@ -251,6 +300,23 @@ class Bundle:
         if unknown := [name for name in value.traits if name not in self.traits]:
             raise InputError(f"{where}: {unknown[0]!r} is not a trait of the bundle")
 
+    def _check_profile(self, name: str, one: Profile) -> None:
+        """Check that a profile can be stored under its name and acts in this bundle."""
+        # "/" separates the parts of a tensor's name.
+        if not name.strip() or "/" in name or not name.isprintable():
+            raise InputError(
+                f"bundle field 'profiles': expected a printable name without '/', got {name!r}"
+            )
+        if one.fingerprint != self.fingerprint:
+            raise InputError(
+                f"bundle field 'profiles': {name!r} was made with another model, "
+                f"{one.fingerprint}, than the bundle's, {self.fingerprint}; make it anew"
+            )
+        if one.gated and self.gate is None:
+            raise InputError(
+                f"bundle field 'profiles': {name!r} acts behind a gate, and the bundle has none"
+            )
+
     def _check_width(self, edit: Edit, where: str) -> None:
         for index, layer in edit.layers.items():
             if layer.width != self.fingerprint.width:
@@ -263,12 +329,16 @@ class Bundle:
         """Every edit by what its tensors' names begin with; no trait's name has a "/"."""
         edits = {name: entry.edit for name, entry in self.traits.items()}
         kept = self.portfolio.edits if self.portfolio is not None else ()
-        return edits | {_entry_name(i): edit for i, edit in enumerate(kept, start=1)}
+        edits |= {_entry_name(i): edit for i, edit in enumerate(kept, start=1)}
+        return edits | {_profile_name(name): one.edit for name, one in self.profiles.items()}
 
     def _to_bytes(self) -> bytes:
         tensors: dict[str, NDArray[Any]] = {}
         for owner, edit in self._edits().items():
             tensors |= tensors_of(owner, edit)
+        for name, one in self.profiles.items():
+            if one.centre is not None:
+                tensors[_centre_name(name)] = np.ascontiguousarray(one.centre)
         gate = self.gate.directions if self.gate is not None else {}
         tensors |= {_gate_name(index): np.ascontiguousarray(v) for index, v in gate.items()}
         document = {
@@ -282,6 +352,7 @@ class Bundle:
             "portfolio": None if self.portfolio is None else _portfolio_to_json(self.portfolio),
             "gate": None if self.gate is None else list(gate),
             "interference": interference.to_json(self.interference),
+            "profiles": {name: profile.to_json(one) for name, one in self.profiles.items()},
         }
         return container.pack(document, tensors)
 
@@ -292,6 +363,15 @@ class Bundle:
 def _entry_name(number: int) -> str:
     """What the tensors of a portfolio's entry begin with, from 1."""
     return f"portfolio/entry.{number:02d}"
+
+
+def _profile_name(name: str) -> str:
+    """What the tensors of a profile begin with."""
+    return f"profile/{name}"
+
+
+def _centre_name(name: str) -> str:
+    return f"{_profile_name(name)}/centre"
 
 
 def _gate_name(layer: int) -> str:
@@ -341,6 +421,8 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         expected.add("gate")
     if document["schema"] > 2:
         expected.add("interference")
+    if document["schema"] > 3:
+        expected.add("profiles")
     exact_keys(document, expected, "metadata")
     identity = check_object(document["fingerprint"], "field 'fingerprint'")
     exact_keys(identity, {field.name for field in fields(Fingerprint)}, "field 'fingerprint'")
@@ -357,7 +439,9 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         ranks[name] = by_layer(entry["ranks"], check_whole, f"trait {name!r}, field 'ranks'")
     portfolio, portfolio_ranks = _portfolio_fields(document["portfolio"])
     ranks |= portfolio_ranks
-    layouts: dict[str, container.Layout] = {}
+    people, layouts = _profile_fields(document.get("profiles", {}))
+    for name, value in people.items():
+        ranks[_profile_name(name)] = by_layer(value["ranks"], check_whole, "a profile's 'ranks'")
     for owner, layers in ranks.items():
         layouts |= layouts_of(owner, layers, fingerprint.width)
     gated = _gate_layers(document.get("gate"))
@@ -379,7 +463,33 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
         None if portfolio is None else from_json(portfolio, kept),
         None if gated is None else Gate({index: tensors[_gate_name(index)] for index in gated}),
         interference.from_json(document.get("interference")),
+        {
+            name: profile.from_json(
+                value,
+                fingerprint,
+                edit_of(tensors, _profile_name(name), ranks[_profile_name(name)]),
+                tensors.get(_centre_name(name)),
+            )
+            for name, value in people.items()
+        },
     )
+
+
+def _profile_fields(
+    value: object,
+) -> tuple[dict[str, dict[str, Any]], dict[str, container.Layout]]:
+    """The fields of profiles, and the layouts of the centres of those that have one."""
+    people = {
+        name: check_object(one, "a profile")
+        for name, one in check_object(value, "field 'profiles'").items()
+    }
+    layouts: dict[str, container.Layout] = {}
+    for name, one in people.items():
+        exact_keys(one, profile.KEYS, "a profile")
+        if one["centre"] is not None:
+            length = check_whole(one["centre"], "a profile's 'centre'")
+            layouts[_centre_name(name)] = ("F32", (length,))
+    return people, layouts
 
 
 def _gate_layers(value: object) -> list[int] | None:
@@ -416,6 +526,12 @@ def _portfolio_fields(value: object) -> tuple[dict[str, Any] | None, dict[str, d
 def _trait_entry(value: object, where: str) -> TraitEntry:
     if not isinstance(value, TraitEntry):
         raise InputError(f"{where}: expected a TraitEntry, got {value!r:.80}")
+    return value
+
+
+def _profile(value: object, where: str) -> Profile:
+    if not isinstance(value, Profile):
+        raise InputError(f"{where}: expected a Profile, got {value!r:.80}")
     return value
 
 

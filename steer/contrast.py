@@ -145,7 +145,7 @@ def generate_pairs(
             journal.append([asdict(answer) for answer in fresh])
             answers += fresh
             bar.update(len(fresh))
-    return _select(trait.name, answers)
+    return select_pairs(trait.name, answers)
 
 
 def read_pairs(path: Path) -> PairSet:
@@ -158,7 +158,7 @@ def read_pairs(path: Path) -> PairSet:
     prompts = header.get("prompts")
     if header.get("format") != FORMAT or not prompts or len(rows) != 2 * len(prompts):
         raise DataError(f"{path}: not a finished file of contrast data; build it again")
-    return _select(header["trait"]["name"], [_answer(path, row) for row in rows])
+    return select_pairs(header["trait"]["name"], [_answer(path, row) for row in rows])
 
 
 def _generate(
@@ -182,7 +182,13 @@ def _generate(
     ]
 
 
-def _select(trait: str, answers: Sequence[Answer]) -> PairSet:
+def select_pairs(trait: str, answers: Sequence[Answer]) -> PairSet:
+    """The pairs that are kept.
+
+    Args:
+        trait: What they are of.
+        answers: The positive and the negative one to each prompt in turn.
+    """
     pairs, dropped = [], Counter({"empty": 0, "broken": 0, "looping": 0, "same": 0})
     for positive, negative in zip(answers[0::2], answers[1::2], strict=True):
         reason = _reason_to_drop(positive.text, negative.text)

@@ -106,7 +106,7 @@ def distill(
     check_layers(language_model, layers)
     if not pairs.pairs or len(prompts) != len(pairs.pairs):
         raise InputError(f"got {len(prompts)} prompts for {len(pairs.pairs)} pairs")
-    with _frozen(language_model):
+    with frozen(language_model):
         lessons = list(_lessons(language_model, pairs, prompts, settings))
         vectors = torch.zeros(
             len(layers), language_model.width, device=language_model.device, requires_grad=True
@@ -131,8 +131,12 @@ def distill(
 
 
 @contextmanager
-def _frozen(language_model: LanguageModel) -> Iterator[None]:
-    """No gradients for the weights, and afterwards as before."""
+def frozen(language_model: LanguageModel) -> Iterator[None]:
+    """Gradients, but none for the weights; afterwards as before.
+
+    Args:
+        language_model: The model.
+    """
     parameters = [p for p in language_model.model.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -218,7 +222,7 @@ def _loss(
     gate = torch.zeros(batch.ids.shape, device=vectors.device)
     gate[:, batch.prompt_length - 1 :] = 1
     hooks = {
-        layer: _adder(gate[..., None] * vector)
+        layer: adder(gate[..., None] * vector)
         for layer, vector in zip(layers, vectors, strict=True)
     }
     with hooked(language_model, hooks):
@@ -227,8 +231,14 @@ def _loss(
     return (each.sum(-1) * batch.response_mask).sum() / batch.response_mask.sum()
 
 
-def _adder(change: Tensor) -> Any:
-    """An own hook: those of `steer.hooks` apply finished edits and let no gradient through."""
+def adder(change: Tensor) -> Any:
+    """A hook that adds to a layer's output and lets gradients through.
+
+    Those of `steer.hooks` apply finished edits and let none through.
+
+    Args:
+        change: What is added, of a shape that broadcasts to (B, T, d).
+    """
 
     def hook(module: Any, args: Any, output: Any) -> Any:
         h = output if isinstance(output, Tensor) else output[0]

@@ -1,4 +1,7 @@
-"""`steer.generate`: the default model and bundle, loaded on the first call and kept."""
+"""`steer.generate` and `steer.personalize`: the default model and bundle.
+
+They are loaded on the first call and kept.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from typing_extensions import Unpack
 
 from steer.chat import Chat
 from steer.generation import DecodingOptions
-from steer.steerer import Steerer, Weights, load
+from steer.history import History
+from steer.personalizer import Personalization
+from steer.profile import Profile
+from steer.steerer import Person, Steerer, Weights, load
 
 
 @cache
@@ -26,6 +32,7 @@ def generate(
     *,
     strength: float = ...,
     compose: bool = ...,
+    profile: Person | None = ...,
     seed: int | None = ...,
     **options: Unpack[DecodingOptions],
 ) -> str: ...
@@ -38,6 +45,7 @@ def generate(
     *,
     strength: float = ...,
     compose: bool = ...,
+    profile: Person | Sequence[Person | None] | None = ...,
     seed: int | None = ...,
     **options: Unpack[DecodingOptions],
 ) -> str | list[str]: ...
@@ -49,6 +57,7 @@ def generate(
     *,
     strength: float = 1.0,
     compose: bool = False,
+    profile: Person | Sequence[Person | None] | None = None,
     seed: int | None = None,
     **options: Unpack[DecodingOptions],
 ) -> str | list[str]:
@@ -58,5 +67,28 @@ def generate(
     bundle, `steer.load` one and use its `generate`.
     """
     return default_steerer().generate(
-        prompt, weights, strength=strength, compose=compose, seed=seed, **options
+        prompt,
+        weights,
+        strength=strength,
+        compose=compose,
+        profile=profile,
+        seed=seed,
+        **options,
+    )
+
+
+def personalize(
+    history: History,
+    settings: Personalization = Personalization(),  # noqa: B008  (frozen)
+    *,
+    start: Profile | None = None,
+    keep_evidence: bool = False,
+) -> Profile:
+    """The profile of a person, for the packaged model and its default bundle.
+
+    The arguments, results and errors are those of `Steerer.personalize`. For another model or
+    bundle, `steer.load` one and use its `personalize`.
+    """
+    return default_steerer().personalize(
+        history, settings, start=start, keep_evidence=keep_evidence
     )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, cast, overload
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
@@ -18,13 +18,18 @@ from steer.edits import ZERO, Edit
 from steer.edits import compose as mix
 from steer.errors import InputError
 from steer.generation import Decoding, DecodingOptions, Generated, generate_batch
+from steer.history import History
 from steer.hooks import attach
 from steer.models import LanguageModel, load_model
+from steer.personalizer import Personalization, Personalizer
 from steer.portfolio import Entry
+from steer.profile import Profile
 from steer.resources import data_dir
 from steer.weights import check_strength, doses, normalise_weights
 
 Weights: TypeAlias = Mapping[str, float]
+Person: TypeAlias = Profile | str
+"""A profile, or the name of one in the bundle."""
 
 DEFAULT_BUNDLE = "smollm2-135m-instruct.safetensors"
 
@@ -53,6 +58,7 @@ class Steerer:
         self.language_model = language_model
         self.bundle = bundle
         self._hooks = attach(language_model)
+        self._personalizers: dict[Personalization, Personalizer] = {}
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -60,19 +66,31 @@ class Steerer:
         return tuple(sorted(self.bundle.traits))
 
     def resolve(
-        self, weights: Weights | None, strength: float = 1.0, *, compose: bool = False
+        self,
+        weights: Weights | None,
+        strength: float = 1.0,
+        *,
+        compose: bool = False,
+        profile: Person | None = None,
     ) -> Edit:
-        """The edit of a request: a trait's own, a portfolio's entry, or a mixture of own edits.
+        """The edit of a request: a profile's or a trait's own, an entry, or a mixture of own edits.
 
         Args:
             weights: Trait names with numbers >= 0, scaled to sum to one; None for no edit.
             strength: 0 is the unsteered model, 1 the default dose.
             compose: Mix the traits' edits by their weights, also where a portfolio would serve.
+            profile: Of the person that is served, in place of weights.
 
         Raises:
             WeightsError: If a trait is unknown or a number is not usable.
+            InputError: If the profile is unknown or of another model, or weights are given too.
         """
         strength = check_strength(strength)
+        if profile is not None:
+            if weights is not None:
+                # What the sum of the two edits does is not known: nothing measured it.
+                raise InputError("a request has weights or a profile, got both")
+            return self._profile_edit(profile, strength)
         if weights is None:
             return ZERO
         shares = normalise_weights(weights, self.bundle.traits)
@@ -86,6 +104,21 @@ class Steerer:
         else:
             edit = strength * served
         return self.bundle.behind_gate(edit)
+
+    def _profile_edit(self, profile: Person, strength: float) -> Edit:
+        if isinstance(profile, str):
+            profile = self.bundle.profile(profile)
+        elif not isinstance(profile, Profile):
+            raise InputError(f"profile: expected a Profile or the name of one, got {profile!r:.80}")
+        elif profile.fingerprint != self.language_model.fingerprint:
+            raise InputError(
+                f"the profile was made with another model, {profile.fingerprint}, than this one, "
+                f"{self.language_model.fingerprint}; make it anew with this one"
+            )
+        elif profile.gated and self.bundle.gate is None:
+            raise InputError("the profile acts behind a gate, and the bundle has none")
+        edit = strength * profile.edit
+        return self.bundle.behind_gate(edit) if profile.gated else edit
 
     def route(self, weights: Weights, strength: float = 1.0) -> Entry:
         """How a request is served, what that is worth, and how much it can fall short.
@@ -104,13 +137,59 @@ class Steerer:
             )
         return self.bundle.portfolio.entry(weights, check_strength(strength))
 
+    def personalizer(
+        self,
+        settings: Personalization = Personalization(),  # noqa: B008  (frozen)
+    ) -> Personalizer:
+        """What makes profiles for this model and bundle; it is kept, since all share its answers.
+
+        Args:
+            settings: How profiles are made.
+        """
+        if settings not in self._personalizers:
+            self._personalizers[settings] = Personalizer(
+                self.language_model,
+                gate=self.bundle.gate,
+                scope=self.bundle.scope,
+                settings=settings,
+            )
+        return self._personalizers[settings]
+
+    def personalize(
+        self,
+        history: History,
+        settings: Personalization = Personalization(),  # noqa: B008  (frozen)
+        *,
+        start: Profile | None = None,
+        keep_evidence: bool = False,
+    ) -> Profile:
+        """The profile of a person; the model must not be steered meanwhile.
+
+        Args:
+            history: What they wrote or liked, in the order of time: texts, (prompt, answer) pairs
+                or `HistoryItem`s.
+            settings: How the profile is made.
+            start: Of a group, to begin with (`steer.groups`).
+            keep_evidence: Keep what was used of the history, and insights, in the profile;
+                otherwise it holds no text.
+
+        Raises:
+            InputError: If the history or the start is not usable.
+            DataError: If the history gives no usable pairs.
+            CalibrationError: If no dose of the edit has the divergence that is asked for.
+        """
+        return self.personalizer(settings).profile(
+            history, start=start, keep_evidence=keep_evidence
+        )
+
     @contextmanager
     def steer(
         self,
-        weights: Weights | Sequence[Weights | None] | None,
+        weights: Weights | Sequence[Weights | None] | None = None,
         *,
         strength: float = 1.0,
         compose: bool = False,
+        profile: Person | Sequence[Person | None] | None = None,
         prompt_length: int | None = None,
     ) -> Iterator[None]:
         """Steer every call of the model inside the block: for loops of one's own.
@@ -119,6 +198,7 @@ class Steerer:
             weights: For all rows, or one per row of the batch.
             strength: 0 is the unsteered model, 1 the default dose.
             compose: Mix the traits' edits, also where a portfolio would serve.
+            profile: In place of weights, for all rows, or one per row of the batch.
             prompt_length: Columns of the prompt, where the first forward pass is not exactly
                 the prompt and `model.generate` is not used (see `Hooks.steer`).
 
@@ -127,7 +207,7 @@ class Steerer:
             EditNeverFiredError: On leaving, if an edit never acted.
         """
         with self._hooks.steer(
-            self._edits(weights, strength, compose),
+            self._edits(weights, profile, strength, compose),
             scope=self.bundle.scope,
             prompt_length=prompt_length,
         ):
@@ -141,6 +221,7 @@ class Steerer:
         *,
         strength: float = ...,
         compose: bool = ...,
+        profile: Person | None = ...,
         seed: int | None = ...,
         **options: Unpack[DecodingOptions],
     ) -> str: ...
@@ -153,6 +234,7 @@ class Steerer:
         *,
         strength: float = ...,
         compose: bool = ...,
+        profile: Person | Sequence[Person | None] | None = ...,
         seed: int | None = ...,
         **options: Unpack[DecodingOptions],
     ) -> str | list[str]: ...
@@ -164,6 +246,7 @@ class Steerer:
         *,
         strength: float = 1.0,
         compose: bool = False,
+        profile: Person | Sequence[Person | None] | None = None,
         seed: int | None = None,
         **options: Unpack[DecodingOptions],
     ) -> str | list[str]:
@@ -175,6 +258,8 @@ class Steerer:
                 one for all or one per prompt (None for an unsteered row).
             strength: 0 is the unsteered model exactly, 1 the default dose.
             compose: Mix the traits' edits, also where a portfolio would serve.
+            profile: In place of weights: a profile or the name of one in the bundle; for a list of
+                prompts, one for all or one per prompt (None for a row with weights, or unsteered).
             seed: Makes sampling repeatable.
             **options: How tokens are chosen, by the names of `Decoding`'s fields, such as
                 `max_new_tokens=64` or `do_sample=True, temperature=0.7`.
@@ -189,7 +274,13 @@ class Steerer:
         single = isinstance(prompt, str) or is_chat(prompt)
         prompts: Sequence[Any] = [prompt] if single else prompt
         answers = self.answer(
-            prompts, weights, strength=strength, compose=compose, seed=seed, decoding=decoding
+            prompts,
+            weights,
+            strength=strength,
+            compose=compose,
+            profile=profile,
+            seed=seed,
+            decoding=decoding,
         )
         return answers[0].text if single else [answer.text for answer in answers]
 
@@ -200,6 +291,7 @@ class Steerer:
         *,
         strength: float = 1.0,
         compose: bool = False,
+        profile: Person | Sequence[Person | None] | None = None,
         seed: int | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
     ) -> list[Generated]:
@@ -210,6 +302,7 @@ class Steerer:
             weights: For all prompts, or one per prompt.
             strength: 0 is the unsteered model exactly, 1 the default dose.
             compose: Mix the traits' edits, also where a portfolio would serve.
+            profile: In place of weights, for all prompts, or one per prompt.
             seed: Makes sampling repeatable.
             decoding: How tokens are chosen.
 
@@ -218,10 +311,15 @@ class Steerer:
         """
         if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
             raise InputError(f"expected a prompt or a non-empty list of prompts, got {prompts!r}")
-        if isinstance(weights, Sequence) and len(weights) != len(prompts):
-            raise InputError(f"got {len(weights)} weights for {len(prompts)} prompts")
+        for what, rows in (("weights", weights), ("profiles", profile)):
+            if (
+                not isinstance(rows, str)
+                and isinstance(rows, Sequence)
+                and len(rows) != len(prompts)
+            ):
+                raise InputError(f"got {len(rows)} {what} for {len(prompts)} prompts")
         texts = [render(self.language_model.tokenizer, prompt) for prompt in prompts]
-        with self.steer(weights, strength=strength, compose=compose):
+        with self.steer(weights, strength=strength, compose=compose, profile=profile):
             return generate_batch(self.language_model, texts, decoding, seed=seed)
 
     def stream(
@@ -231,6 +329,7 @@ class Steerer:
         *,
         strength: float = 1.0,
         compose: bool = False,
+        profile: Person | None = None,
         seed: int | None = None,
         **options: Unpack[DecodingOptions],
     ) -> Iterator[str]:
@@ -243,6 +342,7 @@ class Steerer:
             weights: Trait names with numbers >= 0, scaled to sum to one.
             strength: 0 is the unsteered model exactly, 1 the default dose.
             compose: Mix the traits' edits, also where a portfolio would serve.
+            profile: In place of weights.
             seed: Makes sampling repeatable.
             **options: As in `generate`; beams cannot be streamed.
 
@@ -256,7 +356,7 @@ class Steerer:
         if decoding.num_beams != 1:
             raise InputError("beam search cannot be streamed; expected num_beams=1")
         text = render(self.language_model.tokenizer, prompt)
-        edit = self.resolve(weights, strength, compose=compose)
+        edit = self.resolve(weights, strength, compose=compose, profile=profile)
         return self._stream(text, edit, decoding, seed)
 
     def _stream(self, text: str, edit: Edit, decoding: Decoding, seed: int | None) -> Iterator[str]:
@@ -297,19 +397,42 @@ class Steerer:
             raise failures[0]
 
     def _edits(
-        self, weights: Weights | Sequence[Weights | None] | None, strength: float, compose: bool
+        self,
+        weights: Weights | Sequence[Weights | None] | None,
+        profile: Person | Sequence[Person | None] | None,
+        strength: float,
+        compose: bool,
     ) -> Edit | list[Edit | None]:
-        if not isinstance(weights, Sequence) or isinstance(weights, str):
-            # Text is refused there, as no mapping.
-            return self.resolve(weights, strength, compose=compose)
-        resolved: dict[tuple[tuple[str, float], ...] | None, Edit] = {}
+        # Text is refused further on, as no mapping; as a profile it is a name.
+        many = [
+            len(one)
+            for one in (weights, profile)
+            if isinstance(one, Sequence) and not isinstance(one, str)
+        ]
+        if not many:
+            return self.resolve(
+                cast("Weights | None", weights),
+                strength,
+                compose=compose,
+                profile=cast("Person | None", profile),
+            )
+        if min(many) != max(many):
+            raise InputError(f"got {many[0]} weights and {many[1]} profiles for one batch")
+        resolved: dict[Any, Edit] = {}
         rows: list[Edit | None] = []
-        for row in weights:
-            edit = self.resolve(row, strength, compose=compose)
-            # Rows with the same weights share one slot of the tables.
-            key = None if row is None else tuple(sorted(row.items()))
+        for row, person in zip(_rows(weights, many[0]), _rows(profile, many[0]), strict=True):
+            edit = self.resolve(row, strength, compose=compose, profile=person)
+            # Rows with the same weights or profile share one slot of the tables.
+            key = (None if row is None else tuple(sorted(row.items())), person)
             rows.append(resolved.setdefault(key, edit))
         return rows
+
+
+def _rows(value: Any, count: int) -> Sequence[Any]:
+    """A value for each row."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return value
+    return [value] * count
 
 
 class _Cancelled(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here

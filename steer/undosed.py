@@ -29,10 +29,19 @@ def candidate_layers(subspace: Subspace, rule: Layers) -> dict[str, tuple[int, .
     network in which mean-difference edits are reported to work best (arXiv 2312.06681).
     """
     losses = {index: layer.ccs.loss for index, layer in subspace.layers.items()}
-    first, last = min(losses), max(losses)
-    middle = range(first + (last - first) // 8, first + round(0.75 * (last - first)) + 1)
-    sets = {"ccs-jump": choose_layers(losses, rule="ccs-jump"), "middle": tuple(middle)}
+    middle = middle_layers(min(losses), max(losses))
+    sets = {"ccs-jump": choose_layers(losses, rule="ccs-jump"), "middle": middle}
     return sets if rule == "gain" else {rule: sets[rule]}
+
+
+def middle_layers(first: int, last: int) -> tuple[int, ...]:
+    """The window "middle" of the layers that a subspace spans.
+
+    Args:
+        first: The lowest of them.
+        last: The highest.
+    """
+    return tuple(range(first + (last - first) // 8, first + round(0.75 * (last - first)) + 1))
 
 
 def candidate_methods(method: Methods) -> tuple[Method, ...]:

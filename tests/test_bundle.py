@@ -245,7 +245,7 @@ def test_round_trip_of_a_gate(tmp_path):
 
 def test_a_file_without_a_gate_is_still_read(saved):
     def older(document):
-        del document["gate"], document["interference"]
+        del document["gate"], document["interference"], document["profiles"]
         return {**document, "schema": 1}
 
     saved.write_bytes(_redocument(saved.read_bytes(), older))
@@ -261,13 +261,24 @@ def test_a_file_without_a_gate_is_still_read(saved):
 
 def test_a_file_without_interference_is_still_read(saved):
     def older(document):
-        del document["interference"]
+        del document["interference"], document["profiles"]
         return {**document, "schema": 2}
 
     saved.write_bytes(_redocument(saved.read_bytes(), older))
     assert _same(Bundle.load(saved), _bundle(interference=None))
     now = _redocument(saved.read_bytes(), lambda document: {**document, "schema": 3})
     _refused(saved, now, BundleFormatError, "interference")
+
+
+def test_a_file_without_profiles_is_still_read(saved):
+    def older(document):
+        del document["profiles"]
+        return {**document, "schema": 3}
+
+    saved.write_bytes(_redocument(saved.read_bytes(), older))
+    assert _same(Bundle.load(saved), _bundle())
+    now = _redocument(saved.read_bytes(), lambda document: {**document, "schema": 4})
+    _refused(saved, now, BundleFormatError, "profiles")
 
 
 def test_interference_is_told():

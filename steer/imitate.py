@@ -1,0 +1,130 @@
+"""An edit under which the model is likelier to write what a person wrote.
+
+Additive vectors e_l at some layers, a few thousand numbers, are fitted by a few steps of gradient
+ascent on the likelihood of the person's texts y to prompts x, each followed by the end of the turn,
+
+    maximise  mean over tokens t of  log p_e(y_t | x, y_<t)
+
+from e = 0, or from the edit of a group. At e = 0 the gradient of each term is what the person wrote
+less what the model expected there: StyleVector's contrast of a person's text with the model's own
+(arXiv 2503.05213), taken over all that the model might have written rather than one answer of its.
+Bi-directional preference optimisation (arXiv 2406.00045) fits steering vectors as well, to pairs.
+Few steps from a common start are what keeps so little text from being learnt by heart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from steer.activations import check_layers, hooked
+from steer.batches import Sequences
+from steer.continuations import Continuations
+from steer.distill import adder, frozen
+from steer.edits import Edit, additive
+from steer.errors import InputError
+from steer.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """How an edit is fitted.
+
+    Attributes:
+        steps: Of gradient ascent, each on one batch.
+        rows: Texts of a batch.
+        tokens: Texts are read up to here.
+        learning_rate: Of Adam at the start, falling to zero, in units of the residual stream.
+        seed: Of which texts form a batch.
+    """
+
+    steps: int = 12
+    rows: int = 16
+    tokens: int = 64
+    learning_rate: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rows", "tokens", "learning_rate"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise InputError(f"{name}: expected a positive number, got {getattr(self, name)}")
+
+
+def imitate(
+    language_model: LanguageModel,
+    sequences: Sequences,
+    layers: Sequence[int],
+    settings: Imitation = Imitation(),  # noqa: B008  (frozen)
+    *,
+    start: Edit | None = None,
+    progress: bool = False,
+) -> Edit:
+    """Fit an additive edit to texts.
+
+    Args:
+        language_model: The model, which must not be steered meanwhile. Its weights stay as they
+            are.
+        sequences: (prompt token ids, text token ids) pairs.
+        layers: 0-based decoder layers that are edited.
+        settings: How it is fitted.
+        start: Additive edit of those layers to begin with; None for none.
+        progress: Show a progress bar when on a terminal.
+
+    Returns:
+        The edit at the scale at which it was fitted.
+
+    Raises:
+        InputError: If there are no texts, a layer does not exist, or the start is of other layers
+            or not additive.
+    """
+    check_layers(language_model, layers)
+    device = language_model.device
+    vectors = torch.from_numpy(_start(start, layers, language_model.width)).to(device)
+    vectors.requires_grad_(True)
+    cut = [(prompt, text[: settings.tokens]) for prompt, text in sequences]
+    order = np.random.default_rng(settings.seed).permutation(len(cut)).tolist()
+    parts = [
+        Continuations(language_model, [cut[i] for i in order[first : first + settings.rows]])
+        for first in range(0, len(order), settings.rows)
+    ]
+    if not parts:
+        raise InputError("expected texts to imitate, got none")
+    optimiser = torch.optim.Adam([vectors], lr=settings.learning_rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, settings.steps)
+    bar = tqdm(range(settings.steps), desc="imitate", disable=None if progress else True)
+    with frozen(language_model), bar:
+        for step in bar:
+            loss = _loss(language_model, parts[step % len(parts)], layers, vectors)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            bar.set_postfix(nats=f"{loss.item():.3f}")
+    fitted = vectors.detach().cpu().numpy().astype(np.float32)
+    return additive(dict(zip(layers, fitted, strict=True)))
+
+
+def _start(edit: Edit | None, layers: Sequence[int], width: int) -> np.ndarray:
+    """The vectors (layers, d) of an edit."""
+    if edit is None:
+        return np.zeros((len(layers), width), np.float32)
+    if list(edit.layers) != list(layers) or any(one.rank for one in edit.layers.values()):
+        raise InputError(
+            f"start: expected an additive edit of layers {list(layers)}, got one of "
+            f"{list(edit.layers)}"
+        )
+    return np.stack([edit.layers[layer].e for layer in layers])
+
+
+def _loss(
+    language_model: LanguageModel, texts: Continuations, layers: Sequence[int], vectors: Tensor
+) -> Tensor:
+    """Mean -log p_e over the tokens of texts."""
+    hooks = {layer: adder(vector) for layer, vector in zip(layers, vectors, strict=True)}
+    with hooked(language_model, hooks):
+        return -texts.log_likelihood().sum() / texts.mask.sum()

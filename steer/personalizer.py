@@ -1,0 +1,284 @@
+"""From what a person has written or liked to an edit: no labels, and the model stays as it is.
+
+    history -> selection -> texts -> edit                                   "imitation"
+    history -> selection -> insights -> pairs -> directions -> edit         all other methods
+
+The second is CHAMELEON (arXiv 2503.01048), with other contrasts and other edits beside its own.
+The first fits the edit to the person's own texts (`steer.imitate`), and can begin with the edit of
+a group, so that a few texts need only tell what sets the person apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+
+from steer.activations import read_activations
+from steer.arrays import check_choice
+from steer.chat import render
+from steer.contrast import PairSet
+from steer.distill import Distillation, distill
+from steer.dose import reference_meter
+from steer.edits import Edit, additive
+from steer.errors import CalibrationError, DataError, InputError
+from steer.gate import Gate, behind
+from steer.generation import prompt_tokens
+from steer.history import History, HistoryItem, Selection, read_history, select
+from steer.hooks import Scope
+from steer.imitate import Imitation, imitate
+from steer.insights import Insights, prompt_of, write_insights
+from steer.likelihood import response_tokens
+from steer.models import LanguageModel
+from steer.personal_pairs import NAME, Contrast, personal_pairs
+from steer.profile import Profile
+from steer.prompts import load_prompts
+from steer.recipe import Method
+from steer.subspace import fit_subspace
+from steer.trait_edit import spanned_layers
+from steer.undosed import candidate_layers, make_edit, middle_layers
+
+Way: TypeAlias = Literal["imitation"] | Method
+
+# Prompts whose answers tell a dose; each pass takes a second or so.
+_METERED = 8
+_TOLERANCE = 0.05  # relative, of a dose
+_TRIES = 12
+
+
+@dataclass(frozen=True)
+class Personalization:
+    """How a profile is made.
+
+    Attributes:
+        method: How the edit is found: "imitation", or as a trait's.
+        contrast: What a person's texts are held against (`steer.personal_pairs`). "imitation" has
+            "style" built in; "distilled" needs a contrast of requests.
+        selection: Which items of a history are used (`steer.history`).
+        items: How many.
+        prompts: Number of prompts that are answered for pairs.
+        layers: 0-based layers that are edited; or "middle", a trait's window; or "ccs-jump", by
+            CCS loss.
+        kl: Dose: divergence from the unedited model, nats per token. An imitation is fitted at its
+            own dose, so there it is the most that is allowed.
+        imitation: How that is fitted.
+        query: What "similar" items are about.
+        seed: Seeds selection, sampling and fitting.
+    """
+
+    method: Way = "imitation"
+    contrast: Contrast = "style"
+    selection: Selection = "pca"
+    items: int = 16
+    prompts: int = 24
+    layers: tuple[int, ...] | Literal["middle", "ccs-jump"] = "middle"
+    kl: float = 1.0
+    imitation: Imitation = Imitation()
+    query: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        check_choice("method", self.method, ("imitation", *get_args(Method)))
+        check_choice("contrast", self.contrast, get_args(Contrast))
+        check_choice("selection", self.selection, get_args(Selection))
+        for name in ("items", "prompts"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.kl < np.inf:
+            raise InputError(f"kl: expected a positive number of nats per token, got {self.kl}")
+        if self.method == "distilled" and self.contrast == "style":
+            raise InputError(
+                "contrast 'style' gives no requests that could be distilled; expected 'insights' "
+                "or 'history'"
+            )
+        if self.layers == "ccs-jump" and self.method in ("imitation", "distilled"):
+            raise InputError(f"method {self.method!r} reads no pairs, so CCS can choose no layers")
+        if self.method == "imitation" and self.contrast != "style":
+            raise InputError(
+                f"method 'imitation' is of the person's own texts: expected the contrast 'style', "
+                f"got {self.contrast!r}"
+            )
+
+
+class Personalizer:
+    """Makes profiles with one model; what all of them share is made once."""
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        *,
+        gate: Gate | None = None,
+        scope: Scope = "response",
+        settings: Personalization = Personalization(),  # noqa: B008  (frozen)
+    ) -> None:
+        """Write the unedited model's answers that doses are measured on.
+
+        Args:
+            language_model: The model, which must not be steered meanwhile.
+            gate: Behind which edits act; of a bundle. Two-step edits act without one.
+            scope: Where they act.
+            settings: How profiles are made.
+        """
+        self.language_model = language_model
+        self.settings = settings
+        self._gate = None if settings.method.startswith("two-step") else gate
+        prompts = [prompt.text for prompt in load_prompts("develop")[:_METERED]]
+        self._meter = reference_meter(language_model, prompts, scope=scope)
+
+    def profile(
+        self, history: History, *, start: Profile | None = None, keep_evidence: bool = False
+    ) -> Profile:
+        """The profile of one person, or of all whose history this is.
+
+        Args:
+            history: What they wrote or liked, in the order of time.
+            start: Of a group, to begin an imitation with.
+            keep_evidence: Keep the items that were used and the insights in the profile; otherwise
+                it holds no text.
+
+        Raises:
+            InputError: If the history is not usable, or a method begins with nothing.
+            DataError: If it gives no usable pairs.
+            CalibrationError: If no dose of the edit has the divergence that is asked for.
+        """
+        begin = time.perf_counter()
+        settings = self.settings
+        everything = read_history(history)
+        items = select(
+            everything, settings.items, settings.selection, query=settings.query, seed=settings.seed
+        )
+        insights = None
+        if settings.contrast == "insights":
+            insights = write_insights(self.language_model, items)
+        found: dict[str, float | int | str] = {"items": len(everything), "items used": len(items)}
+        if settings.method == "imitation":
+            edit, dose = self._imitation(items, start)
+        elif start is not None:
+            raise InputError(f"method {settings.method!r} begins with no other profile's edit")
+        else:
+            pairs, plain = self._pairs(items, insights)
+            found["pairs"] = len(pairs.pairs)
+            edit, dose = self._dosed(self._read(pairs, plain), settings.kl)
+        if insights is not None:
+            found["insight by"] = insights.personal_by
+        found["seconds"] = time.perf_counter() - begin
+        return Profile(
+            fingerprint=self.language_model.fingerprint,
+            edit=edit,
+            dose=dose,
+            gated=self._gate is not None,
+            contrast=settings.contrast,
+            method=settings.method,
+            statistics=found,
+            insights=insights if keep_evidence else None,
+            evidence=items if keep_evidence else (),
+        )
+
+    def _imitation(self, items: Sequence[HistoryItem], start: Profile | None) -> tuple[Edit, float]:
+        """The edit fitted to texts, made weaker if its dose is too large, and its dose."""
+        model = self.language_model
+        end = model.tokenizer.eos_token_id
+
+        def sequence(item: HistoryItem, text: str) -> tuple[list[int], list[int]]:
+            asked = prompt_tokens(model, render(model.tokenizer, prompt_of(item)))
+            tokens = response_tokens(model, text)
+            return asked, [*tokens, end] if end is not None else [*tokens]
+
+        edit = imitate(
+            model,
+            [sequence(item, item.text) for item in items],
+            self._layers(),
+            self.settings.imitation,
+            start=None if start is None else start.edit,
+        )
+        dose = self._meter.kl(behind(self._gate, edit))
+        if dose <= self.settings.kl * (1 + _TOLERANCE):
+            return edit, dose
+        return self._dosed(edit, self.settings.kl)
+
+    def _pairs(
+        self, items: Sequence[HistoryItem], insights: Insights | None
+    ) -> tuple[PairSet, list[str]]:
+        settings = self.settings
+        pairs, plain = personal_pairs(
+            self.language_model,
+            items,
+            settings.contrast,
+            insights,
+            prompts=settings.prompts,
+            seed=settings.seed,
+        )
+        if not pairs.pairs:
+            raise DataError(
+                f"a history of {len(items)} items gives no usable pairs (dropped: "
+                f"{dict(pairs.dropped)}); give more, or longer ones"
+            )
+        return pairs, plain
+
+    def _layers(self) -> tuple[int, ...]:
+        """The layers that are edited, where no pairs are needed to know."""
+        if isinstance(self.settings.layers, tuple):
+            return self.settings.layers
+        spanned = spanned_layers(self.language_model)
+        return middle_layers(spanned[0], spanned[-1])
+
+    def _read(self, pairs: PairSet, plain: Sequence[str]) -> Edit:
+        """The edit that pairs give, before its dose is set."""
+        model, settings = self.language_model, self.settings
+        if settings.method == "distilled":
+            return distill(model, pairs, plain, self._layers(), Distillation(seed=settings.seed))
+        assert settings.method != "imitation"
+        by_loss = settings.layers == "ccs-jump"
+        layers = tuple(spanned_layers(model)) if by_loss else self._layers()
+        answers = [pair.positive for pair in pairs.pairs] + [pair.negative for pair in pairs.pairs]
+        sequences = [
+            (prompt_tokens(model, render(model.tokenizer, answer.request)), answer.tokens)
+            for answer in answers
+        ]
+        read = read_activations(model, sequences, layers)
+        half = len(pairs.pairs)
+        positive = {layer: values[:half] for layer, values in read.items()}
+        negative = {layer: values[half:] for layer, values in read.items()}
+        if settings.method == "mean-difference" and not by_loss:
+            # One pair is enough for it, and nothing else need be fitted.
+            return additive(
+                {
+                    layer: np.asarray(positive[layer] - negative[layer]).mean(0) / len(layers)
+                    for layer in layers
+                }
+            )
+        subspace = fit_subspace(
+            NAME, positive, negative, normalisation="common", seed=settings.seed
+        )
+        if by_loss:
+            layers = candidate_layers(subspace, "ccs-jump")["ccs-jump"]
+        return make_edit(subspace, layers, settings.method)
+
+    def _dosed(self, edit: Edit, kl: float) -> tuple[Edit, float]:
+        """The edit at a dose, and that dose.
+
+        A person waits for a profile, so it is not searched on a grid as a trait's is
+        (`steer.dose.calibrate`): divergence grows nearly as a power of the factor, so a few secant
+        steps on the logarithms of both do.
+        """
+        factor, slope = 1.0, 2.0
+        known: tuple[float, float] | None = None
+        for _ in range(_TRIES):
+            dose = self._meter.kl(behind(self._gate, factor * edit))
+            if abs(dose - kl) <= _TOLERANCE * kl:
+                return factor * edit, dose
+            point = float(np.log(factor)), float(np.log(max(dose, 1e-9)))
+            if known is not None and point[0] != known[0]:
+                slope = (point[1] - known[1]) / (point[0] - known[0])
+            # Not so flat or steep that a step leads nowhere or far away.
+            step = (np.log(kl) - point[1]) / float(np.clip(slope, 0.5, 4.0))
+            known = point
+            factor *= float(np.exp(np.clip(step, -2.0, 2.0)))
+        raise CalibrationError(
+            f"no factor of the edit was found to have {kl:g} nats per token (last: {dose:.3g}); "
+            "ask for another kl"
+        )
