@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from steer.bundle import Bundle
+    from steer.bundle import Bundle, forget
     from steer.dose import calibrate
     from steer.edits import Edit
     from steer.errors import SteerError
@@ -42,6 +42,7 @@ else:
         "__version__": "versions",
         "build": "pipeline",
         "calibrate": "dose",
+        "forget": "bundle",
         "generate": "quick",
         "load": "steerer",
         "load_model": "models",
@@ -76,6 +77,7 @@ __all__ = [
     "__version__",
     "build",
     "calibrate",
+    "forget",
     "generate",
     "load",
     "load_model",

@@ -357,6 +357,27 @@ class Bundle:
         return container.pack(document, tensors)
 
 
+def forget(path: str | Path, name: str) -> Bundle:
+    """Delete a person's profile from a bundle's file; nothing of it stays in the new file.
+
+    Copies that were made of the file are not reached.
+
+    Args:
+        path: The file, which is replaced.
+        name: The profile's.
+
+    Returns:
+        The bundle without it.
+
+    Raises:
+        InputError: If there is no such profile.
+        BundleError: If the file cannot be read.
+    """
+    bundle = Bundle.load(path).without_profile(name)
+    bundle.save(path)
+    return bundle
+
+
 # --- Writing -------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from steer.cli.options import (
     Model,
     NgramSize,
     Penalty,
+    ProfileName,
     Sample,
     Seed,
     Temperature,
@@ -39,6 +40,7 @@ from steer.errors import InputError
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
     weight: Weight = None,
+    profile: ProfileName = None,
     strength: Annotated[
         float | None,
         typer.Option(help="0 is the unsteered model, 1 (default) the measured dose."),
@@ -77,9 +79,14 @@ def generate(
     weights = weights_of(weight)
     if strength is not None:
         check_strength(strength)
-    if weights is None and (strength is not None or compare or compose):
-        name = "--compare" if compare else "--compose" if compose else "--strength"
+    if weights is not None and profile is not None:
+        raise InputError("a request has weights or a profile, got both -w and --profile")
+    steered = weights is not None or profile is not None
+    if not steered and (strength is not None or compare):
+        name = "--compare" if compare else "--strength"
         raise InputError(f"{name} has no effect without weights; add -w TRAIT=NUMBER")
+    if weights is None and compose:
+        raise InputError("--compose has no effect without weights; add -w TRAIT=NUMBER")
     text = sys.stdin.read().strip() if prompt == "-" else prompt
     if not text.strip():
         raise InputError("the prompt is empty; expected text")
@@ -87,7 +94,15 @@ def generate(
     amount = 1.0 if strength is None else strength
     if not compare:
         write_pieces(
-            steerer.stream(text, weights, strength=amount, compose=compose, seed=seed, **options),
+            steerer.stream(
+                text,
+                weights,
+                strength=amount,
+                compose=compose,
+                profile=profile,
+                seed=seed,
+                **options,
+            ),
             [],
         )
         return
@@ -96,16 +111,18 @@ def generate(
     from steer.generation import Decoding
 
     with doing("answering"):
-        plain, steered = steerer.answer(
+        plain, changed = steerer.answer(
             [text, text],
             [None, weights],
             strength=amount,
             compose=compose,
+            profile=[None, profile],
             seed=seed,
             decoding=Decoding.from_options(options),
         )
-    heading = label(weights) + ("" if amount == 1 else f", strength {amount:g}")
-    cells = [answer_cell("unsteered", plain), answer_cell(heading, steered, steered=True)]
+    heading = profile or label(weights)
+    heading += "" if amount == 1 else f", strength {amount:g}"
+    cells = [answer_cell("unsteered", plain), answer_cell(heading, changed, steered=True)]
     out.print(side_by_side(cells, out.width))
 
 

@@ -32,6 +32,10 @@ Weight = Annotated[
         help="How much a trait is wanted, >= 0; repeat for a mixture.",
     ),
 ]
+ProfileName = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="NAME", help="A profile of the bundle, in place of weights."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Use a bundle built on another model.")]
 Compose = Annotated[
     bool,

@@ -1,0 +1,284 @@
+"""What each part of a profile is worth, on the develop people: figures 3 and 5, and a table.
+
+    python experiments/chameleon/ablations.py --data FOLDER                    # hours; goes on
+    python experiments/chameleon/ablations.py --data FOLDER --only users items # some
+    python experiments/chameleon/ablations.py --data FOLDER --quick            # only shows it runs
+
+Everything but one setting stays as `Personalization` has it. Questions are those of persona.py; the
+model need not write, so that style is not measured. FOLDER is as in persons.py.
+
+    users       people of whom a group is made, which serves people it has not seen (figure 3)
+    items       of a history (figure 5)
+    method      how the edit is found
+    contrast    what a history is held against, and whose words the insights are
+    selection   which four items of a history are used
+    layers      where the edit acts
+    steps       of an imitation, which set its dose
+    dose        of a mean difference
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from making import Maker, gate_of, seconds
+from persona import ITEMS, UNSTEERED, plain
+from persons import People, Person, Question, questions, read_talk
+from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval
+
+# What experiments share is one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from palm.figures import panels, save  # noqa: E402
+from precision import add_dtype, loaded  # noqa: E402
+from tables import write_csv, write_json, write_markdown  # noqa: E402
+from timing import command  # noqa: E402
+
+from steer.edits import ZERO  # noqa: E402
+from steer.imitate import Imitation  # noqa: E402
+from steer.models import LanguageModel  # noqa: E402
+from steer.personalizer import Personalization  # noqa: E402
+from steer.profile import Profile  # noqa: E402
+from steer.resources import cache_dir  # noqa: E402
+from steer.versions import versions  # noqa: E402
+
+USERS = (1, 2, 4, 8, 16, 32, 64)
+HISTORY = (1, 2, 4, 8, 16)
+SHOWN = ("MRR", "log-likelihood")
+MEASURED = tuple(BY_ROW)
+DEFAULT = Personalization()
+READ = replace(DEFAULT, method="mean-difference", kl=0.5)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of one part.
+
+    Attributes:
+        part: Which part.
+        setting: For tables.
+        personalization: How profiles are made.
+        items: Of each history that are given.
+        users: People of whom one group is made; 0 for a profile for each person.
+    """
+
+    part: str
+    setting: str
+    personalization: Personalization = DEFAULT
+    items: int = ITEMS
+    users: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measure of one variant.
+
+    Attributes:
+        part: Which part is varied.
+        setting: To what.
+        measure: Which measure.
+        value: Over people.
+        low: Lower end of its interval.
+        high: Upper end.
+        seconds: Of a profile.
+        dose: Of a profile, nats per token.
+    """
+
+    part: str
+    setting: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    seconds: float
+    dose: float
+
+
+def variants() -> Iterator[Variant]:
+    """Every setting, part by part."""
+    group = replace(DEFAULT, items=10_000, selection="recent", imitation=Imitation(steps=36))
+    for number in USERS:
+        yield Variant("users", str(number), group, users=number)
+    for number in HISTORY:
+        yield Variant("items", str(number), items=number)
+    yield Variant("method", "imitation")
+    for method in ("mean-difference", "svd", "ccs", "probe", "two-step", "two-step-sign-safe"):
+        yield Variant("method", method, replace(READ, method=method))
+    for contrast in ("style", "insights", "history"):
+        yield Variant("contrast", contrast, replace(READ, contrast=contrast))
+    yield Variant(
+        "contrast", "history, distilled", replace(READ, method="distilled", contrast="history")
+    )
+    for rule in ("pca", "recent", "random", "similar"):
+        query = "Tell me about yourself." if rule == "similar" else None
+        yield Variant("selection", rule, replace(DEFAULT, items=4, selection=rule, query=query))
+    for name, layers in (
+        ("8 to 19", "middle"),
+        ("6 to 23", tuple(range(6, 24))),
+        ("0 to 29", tuple(range(30))),
+        ("12 alone", (12,)),
+        ("20 to 27", tuple(range(20, 28))),
+    ):
+        yield Variant("layers", name, replace(DEFAULT, layers=layers))
+    for steps in (3, 6, 12, 24):
+        yield Variant("steps", str(steps), replace(DEFAULT, imitation=Imitation(steps=steps)))
+    for kl in (0.1, 0.2, 0.5, 1.0):
+        yield Variant("dose", f"{kl:g}", replace(READ, kl=kl))
+
+
+def main() -> None:
+    """Ask and write."""
+    arguments = read_arguments()
+    everybody = read_talk(arguments.data, seed=arguments.seed)
+    people = everybody.develop[: arguments.people]
+    asked = questions(people, arguments.questions, seed=arguments.seed)
+    model = loaded(arguments)
+    folder = Path(arguments.work_dir) / "ablations"
+    none = ask(model, asked, Arm(UNSTEERED, plain, [ZERO] * len(people)), folder, write=False)
+    cells = _cells(UNSTEERED, "", none, None)
+    chosen = [one for one in variants() if one.part in arguments.only]
+    if arguments.quick:
+        chosen = [one for one in chosen if one.setting in ("1", "imitation", "mean-difference")]
+    for variant in chosen:
+        cells += measured(model, everybody, people, asked, variant, folder, arguments)
+    write(cells, model, len(people), len(asked), arguments)
+
+
+def read_arguments() -> argparse.Namespace:
+    """From the command line."""
+    parts = tuple(dict.fromkeys(variant.part for variant in variants()))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the open data sets")
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--model", default=None, help="local folder or hub id")
+    add_dtype(parser)
+    parser.add_argument("--people", type=int, default=24)
+    parser.add_argument("--questions", type=int, default=4, help="about each of them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="only show that it runs")
+    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "chameleon")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "chameleon"
+    )
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.people, arguments.questions = 4, 1
+    return arguments
+
+
+def measured(
+    model: LanguageModel,
+    everybody: People,
+    people: Sequence[Person],
+    asked: Sequence[Question],
+    variant: Variant,
+    folder: Path,
+    arguments: argparse.Namespace,
+) -> list[Cell]:
+    """Make the profiles of a variant and ask."""
+    settings = replace(variant.personalization, seed=arguments.seed)
+    maker = Maker(model, settings, gate_of(arguments), Path(arguments.work_dir))
+    if variant.users:
+        members = everybody.others[: variant.users]
+        histories = [list(person.history[:ITEMS]) for person in members]
+        made = maker.groups(histories, ["group-1"] * len(members))
+        profiles = [made["group-1"]] * len(people)
+    else:
+        profiles = maker.each([list(person.history[: variant.items]) for person in people])
+    arm = Arm(f"{variant.part} {variant.setting}", plain, maker.edits(profiles))
+    rows = ask(model, asked, arm, folder, write=False)
+    return _cells(variant.part, variant.setting, rows, profiles)
+
+
+def _cells(
+    part: str, setting: str, rows: Sequence[Row], profiles: Sequence[Profile] | None
+) -> list[Cell]:
+    took = 0.0 if profiles is None else seconds(profiles)[0]
+    dose = 0.0 if profiles is None else float(np.mean([one.dose for one in profiles]))
+    cells = []
+    for measure in MEASURED:
+        values = by_person(rows, measure)
+        cells.append(
+            Cell(part, setting, measure, float(values.mean()), *interval(drawn(values)), took, dose)
+        )
+    return cells
+
+
+def write(
+    cells: Sequence[Cell], model: Any, people: int, asked: int, arguments: argparse.Namespace
+) -> None:
+    """Write JSON, CSV, Markdown and the figures."""
+    content = {
+        "command": command("experiments/chameleon/ablations.py"),
+        "model": model.name,
+        "fingerprint": model.fingerprint.to_dict(),
+        "dtype": arguments.dtype,
+        "seed": arguments.seed,
+        "people": people,
+        "questions": asked,
+        "threads": arguments.threads,
+        "versions": versions(),
+        "cells": [asdict(cell) for cell in cells],
+    }
+    write_json(arguments.output / "ablations.json", content)
+    write_csv(arguments.output / "ablations.csv", Cell, cells)
+    write_markdown(arguments.output / "ablations.md", markdown(content, cells))
+    for part, name, label in (
+        ("users", "figure3.png", "people of whom the group is made"),
+        ("items", "figure5.png", "items of the history"),
+    ):
+        if any(cell.part == part for cell in cells):
+            draw(cells, part, label, arguments.output / name)
+
+
+def markdown(content: dict[str, Any], cells: Sequence[Cell]) -> str:
+    """The table as Markdown."""
+    names = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    lines = [
+        f"{content['people']} develop people, {content['questions']} questions, histories of at "
+        f"most {ITEMS} items. {content['model']}, {content['dtype']}, seed {content['seed']}. In "
+        "brackets: 95%, bootstrap over people.",
+        "",
+        "| part | setting | " + " | ".join(MEASURED) + " | dose, nats per token | seconds |",
+        "|---" * (len(MEASURED) + 4) + "|",
+    ]
+    for first in range(0, len(cells), len(MEASURED)):
+        row = cells[first : first + len(MEASURED)]
+        shown = " | ".join(f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in row)
+        lines.append(
+            f"| {row[0].part} | {row[0].setting} | {shown} | {row[0].dose:.2f} | "
+            f"{row[0].seconds:.0f} |"
+        )
+    lines += ["", f"`{content['command']}`; {names}."]
+    return "\n".join(lines) + "\n"
+
+
+def draw(cells: Sequence[Cell], part: str, label: str, path: Path) -> None:
+    """A measure in each panel, by a number; the unsteered model as a line."""
+    figure, axes = panels(1, len(SHOWN), 4.2, 3.2)
+    for axis, measure in zip(axes[0], SHOWN, strict=True):
+        mine = [cell for cell in cells if cell.part == part and cell.measure == measure]
+        none = next(cell for cell in cells if cell.part == UNSTEERED and cell.measure == measure)
+        x = [int(cell.setting) for cell in mine]
+        y = [cell.value for cell in mine]
+        axis.fill_between(
+            x, [c.low for c in mine], [c.high for c in mine], color="#1f6fb2", alpha=0.2, lw=0
+        )
+        axis.plot(x, y, "o-", color="#1f6fb2", label="profile")
+        axis.axhline(none.value, color="#9aa0a6", ls="--", label="unsteered")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(x, [str(one) for one in x])
+        axis.set_xlabel(label)
+        axis.set_ylabel("log-likelihood, nats per token" if measure == SHOWN[1] else measure)
+    axes[0, 0].legend(frameon=False)
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    main()

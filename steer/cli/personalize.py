@@ -1,0 +1,116 @@
+"""`steer personalize` and `steer forget`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steer.cli.app import app
+from steer.cli.console import doing, out
+from steer.cli.options import BundleFile, Force, Model, Seed, load_steerer
+from steer.errors import DataError
+
+if TYPE_CHECKING:
+    from steer.history import HistoryItem
+
+Name = Annotated[str, typer.Option(help="Whose profile it is.")]
+
+
+@app.command(
+    epilog="Example: [bold]steer personalize ann.jsonl --name ann --output people.safetensors"
+    '[/bold], then [bold]steer generate "Any plans?" --bundle people.safetensors --profile ann'
+    "[/bold]"
+)
+def personalize(
+    history: Annotated[
+        Path,
+        typer.Argument(
+            help="What a person wrote or liked, in the order of time: a .txt file with a text in "
+            'each line, or .jsonl with {"text": ..., "prompt": ..., "disliked": ...} in each, of '
+            "which only the first is needed."
+        ),
+    ],
+    name: Name,
+    output: Annotated[
+        Path, typer.Option(help="Bundle with the profile in it; may be the bundle itself.")
+    ],
+    keep_evidence: Annotated[
+        bool, typer.Option("--keep-evidence", help="Keep texts of the history in the profile.")
+    ] = False,
+    seed: Seed = None,
+    model: Model = None,
+    bundle: BundleFile = None,
+    force: Force = False,
+) -> None:
+    """Make a profile from a person's history, without training, and save it in a bundle.
+
+    The bundle keeps what else is in it. A profile holds no text unless --keep-evidence.
+    """
+    from steer.personalizer import Personalization
+
+    items = read_items(history)
+    steerer = load_steerer(model, bundle, force=force)
+    with doing("reading how they write"):
+        profile = steerer.personalize(
+            items, Personalization(seed=seed or 0), keep_evidence=keep_evidence
+        )
+        steerer.bundle.with_profiles({name: profile}).save(output)
+    used, given = profile.statistics["items used"], profile.statistics["items"]
+    out.print(
+        f"{name}: {used} of {given} texts, {profile.dose:.2f} nats per token, "
+        f"{float(profile.statistics['seconds']):.0f} s -> {output}"
+    )
+
+
+@app.command(epilog="Example: [bold]steer forget people.safetensors ann[/bold]")
+def forget(
+    bundle: Annotated[Path, typer.Argument(help="Bundle file with the profile in it.")],
+    name: Annotated[str, typer.Argument(help="Whose profile goes.")],
+) -> None:
+    """Delete a person's profile from a bundle; nothing of it stays in the file."""
+    from steer.bundle import forget as forget_profile
+
+    left = len(forget_profile(bundle, name).profiles)
+    out.print(f"{name} is forgotten; profiles left in {bundle}: {left}")
+
+
+def read_items(path: Path) -> list[HistoryItem]:
+    """A history from a file.
+
+    Raises:
+        DataError: If it cannot be read, or a line is not what it should be.
+    """
+    from steer.errors import InputError
+    from steer.history import HistoryItem
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    items = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            items.append(_item(json.loads(line)) if path.suffix == ".jsonl" else HistoryItem(line))
+        except (ValueError, InputError) as error:
+            raise DataError(f"{path}, line {number}: {error}") from error
+    return items
+
+
+def _item(value: Any) -> HistoryItem:
+    from steer.errors import InputError
+    from steer.history import HistoryItem
+
+    if isinstance(value, str):
+        return HistoryItem(value)
+    known = {"text", "prompt", "disliked"}
+    if not isinstance(value, dict) or "text" not in value or value.keys() - known:
+        raise InputError(
+            f"expected a text, or an object with 'text' and perhaps 'prompt' and 'disliked', got "
+            f"{value!r:.80}"
+        )
+    return HistoryItem(**value)
