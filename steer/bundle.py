@@ -302,11 +302,7 @@ class Bundle:
 
     def _check_profile(self, name: str, one: Profile) -> None:
         """Check that a profile can be stored under its name and acts in this bundle."""
-        # "/" separates the parts of a tensor's name.
-        if not name.strip() or "/" in name or not name.isprintable():
-            raise InputError(
-                f"bundle field 'profiles': expected a printable name without '/', got {name!r}"
-            )
+        profile.check_name(name)
         if one.fingerprint != self.fingerprint:
             raise InputError(
                 f"bundle field 'profiles': {name!r} was made with another model, "

@@ -86,6 +86,17 @@ class Profile:
             raise InputError(f"{where}'centre': expected finite float32 numbers (k,)")
 
 
+def check_name(name: str) -> None:
+    """Refuse a name under which no file could hold a profile.
+
+    Raises:
+        InputError: If it is blank, not printable, or has a "/".
+    """
+    # "/" separates the parts of a tensor's name.
+    if not name.strip() or "/" in name or not name.isprintable():
+        raise InputError(f"profile: expected a printable name without '/', got {name!r}")
+
+
 def to_json(profile: Profile) -> dict[str, Any]:
     """What a file holds of it, beside its fingerprint and the arrays of its edit."""
     return {

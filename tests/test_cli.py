@@ -140,7 +140,7 @@ def test_version_and_help(steer) -> None:
     for arguments in ((), ("--help",)):
         code, out, _ = steer(*arguments)
         assert code == 0
-        for command in ("demo", "build", "generate", "chat", "inspect", "traits"):
+        for command in ("demo", "build", "generate", "chat", "inspect", "personalize", "traits"):
             assert command in out
             code, text, _ = steer(command, "--help")
             assert code == 0 and "Example" in text
@@ -250,6 +250,71 @@ def test_another_model_is_refused_unless_forced(steer, folder: Path, tmp_path: P
     code, out, err = steer(*arguments, "--force")
     assert (code, out) == (0, "short " * 5 + "short\n")
     assert err.startswith("warning: the bundle was built on 'other'") and err.count("\n") == 1
+
+
+# --- personalize, forget --------------------------------------------------------------------------
+
+
+HISTORY = [
+    {"text": "word1 word2 word3", "prompt": "hello"},
+    {"text": "word3 word1", "prompt": "world", "disliked": "short"},
+    "word2 word1",
+]
+
+
+def test_a_profile_is_made_used_and_forgotten(steer, folder: Path, tmp_path: Path) -> None:
+    history, people = tmp_path / "ann.jsonl", tmp_path / "people.safetensors"
+    history.write_text("\n".join(map(json.dumps, HISTORY)) + "\n\n", encoding="utf-8")
+    made = ("personalize", str(history), "--name", "ann", "--output", str(people))
+    code, out, _ = steer(*made, on="model")
+    assert code == 0
+    assert re.match(r"ann: 3 of 3 texts, \d\.\d\d nats per token, \d+ s -> ", out)
+    bundle = Bundle.load(people)
+    assert list(bundle.profiles) == ["ann"] and set(bundle.traits) == set(SAYS)
+    assert bundle.profiles["ann"].evidence == () and b"word3" not in people.read_bytes()
+
+    used = ["generate", "hello", "--max-new-tokens", "6", "--model", str(folder / "model")]
+    used += ["--bundle", str(people)]
+    plain = steer(*used)
+    assert steer(*used, "--profile", "ann", "--strength", "0") == plain
+    assert steer(*used, "--profile", "ann", "--strength", "9") != plain
+    code, out, _ = steer(*used, "--profile", "ann", "--compare")
+    assert code == 0 and re.search(r"unsteered .* ann ", out)
+    fails(steer(*used, "--profile", "ben"), 2, "no profile 'ben' among the bundle's 1")
+    fails(steer(*used, "--profile", "ann", "-w", "zest=1"), 2, "weights or a profile, got both")
+    fails(steer(*used, "--profile", "ann", "--compose"), 2, "--compose has no effect")
+
+    code, out, _ = steer("forget", str(people), "ann")
+    assert code == 0 and out.startswith("ann is forgotten") and out.rstrip().endswith(": 0")
+    assert b"ann" not in people.read_bytes()
+    fails(steer("forget", str(people), "ann"), 2, "no profile 'ann'")
+
+
+def test_evidence_is_kept_if_asked(steer, tmp_path: Path) -> None:
+    history, people = tmp_path / "ann.txt", tmp_path / "people.safetensors"
+    history.write_text("word1 word2\n\nword3 word4\n", encoding="utf-8")
+    made = ("personalize", str(history), "--name", "ann", "--output", str(people))
+    assert steer(*made, "--keep-evidence", on="model")[0] == 0
+    kept = Bundle.load(people).profiles["ann"].evidence
+    assert [item.text for item in kept] == ["word1 word2", "word3 word4"]
+
+
+def test_histories_that_are_none_are_refused(steer, folder: Path, tmp_path: Path) -> None:
+    path, people = tmp_path / "a.jsonl", str(tmp_path / "people.safetensors")
+
+    def tried(text: str, name: str = "ann") -> tuple[int, str, str]:
+        path.write_text(text, encoding="utf-8")
+        return steer("personalize", str(path), "--name", name, "--output", people, on="model")
+
+    fails(tried("\n\n"), 1, "expected a text in a line, got none")
+    fails(tried('"hi"\n{"text": 3}\n'), 1, "a.jsonl, line 2", "expected text, got 3")
+    fails(tried('{"txt": "hi"}'), 1, "line 1", "an object with 'text'")
+    fails(tried("{"), 1, "line 1")
+    fails(tried('"hello there"', name="a/b"), 2, "without '/'")
+    path.unlink()
+    missing = ("personalize", str(path), "--name", "ann", "--output", people)
+    fails(steer(*missing, on="model"), 1, "cannot be read")
+    assert not Path(people).exists()
 
 
 def test_a_closed_pipe_is_no_error(folder: Path) -> None:

@@ -14,6 +14,7 @@ model need not write, so that style is not measured. FOLDER is as in persons.py.
     selection   which four items of a history are used
     layers      where the edit acts
     steps       of an imitation, which set its dose
+    most        dose that is allowed an imitation
     dose        of a mean difference
 """
 
@@ -30,7 +31,7 @@ import numpy as np
 from making import Maker, gate_of, seconds
 from persona import ITEMS, UNSTEERED, plain
 from persons import People, Person, Question, questions, read_talk
-from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval
+from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval, soundness
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -44,7 +45,9 @@ from steer.imitate import Imitation  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.personalizer import Personalization  # noqa: E402
 from steer.profile import Profile  # noqa: E402
+from steer.prompts import load_prompts  # noqa: E402
 from steer.resources import cache_dir  # noqa: E402
+from steer.soundness import Soundness  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
 USERS = (1, 2, 4, 8, 16, 32, 64)
@@ -87,6 +90,8 @@ class Cell:
         high: Upper end.
         seconds: Of a profile.
         dose: Of a profile, nats per token.
+        relevant: Share of answers to develop prompts that are about them.
+        incoherent: Share of those that loop or are broken.
     """
 
     part: str
@@ -97,6 +102,8 @@ class Cell:
     high: float
     seconds: float
     dose: float
+    relevant: float
+    incoherent: float
 
 
 def variants() -> Iterator[Variant]:
@@ -123,10 +130,13 @@ def variants() -> Iterator[Variant]:
         ("0 to 29", tuple(range(30))),
         ("12 alone", (12,)),
         ("20 to 27", tuple(range(20, 28))),
+        ("8 to 19, 28", (*range(8, 20), 28)),
     ):
         yield Variant("layers", name, replace(DEFAULT, layers=layers))
     for steps in (3, 6, 12, 24):
         yield Variant("steps", str(steps), replace(DEFAULT, imitation=Imitation(steps=steps)))
+    for kl in (0.25, 0.5, 1.0):
+        yield Variant("most", f"{kl:g}", replace(DEFAULT, kl=kl))
     for kl in (0.1, 0.2, 0.5, 1.0):
         yield Variant("dose", f"{kl:g}", replace(READ, kl=kl))
 
@@ -140,7 +150,8 @@ def main() -> None:
     model = loaded(arguments)
     folder = Path(arguments.work_dir) / "ablations"
     none = ask(model, asked, Arm(UNSTEERED, plain, [ZERO] * len(people)), folder, write=False)
-    cells = _cells(UNSTEERED, "", none, None)
+    whole = soundness(model, [ZERO], general(arguments), folder)
+    cells = _cells(UNSTEERED, "", none, None, whole)
     chosen = [one for one in variants() if one.part in arguments.only]
     if arguments.quick:
         chosen = [one for one in chosen if one.setting in ("1", "imitation", "mean-difference")]
@@ -193,20 +204,31 @@ def measured(
         profiles = maker.each([list(person.history[: variant.items]) for person in people])
     arm = Arm(f"{variant.part} {variant.setting}", plain, maker.edits(profiles))
     rows = ask(model, asked, arm, folder, write=False)
-    return _cells(variant.part, variant.setting, rows, profiles)
+    whole = soundness(model, arm.edits, general(arguments), folder)
+    return _cells(variant.part, variant.setting, rows, profiles, whole)
+
+
+def general(arguments: argparse.Namespace) -> list[str]:
+    """Develop prompts, without those on which doses are measured."""
+    prompts = [prompt.text for prompt in load_prompts("develop")]
+    return prompts[8:12] if arguments.quick else prompts[8:40]
 
 
 def _cells(
-    part: str, setting: str, rows: Sequence[Row], profiles: Sequence[Profile] | None
+    part: str,
+    setting: str,
+    rows: Sequence[Row],
+    profiles: Sequence[Profile] | None,
+    whole: Soundness,
 ) -> list[Cell]:
     took = 0.0 if profiles is None else seconds(profiles)[0]
     dose = 0.0 if profiles is None else float(np.mean([one.dose for one in profiles]))
     cells = []
     for measure in MEASURED:
         values = by_person(rows, measure)
-        cells.append(
-            Cell(part, setting, measure, float(values.mean()), *interval(drawn(values)), took, dose)
-        )
+        spread = interval(drawn(values))
+        figures = (took, dose, whole.relevant, whole.incoherent)
+        cells.append(Cell(part, setting, measure, float(values.mean()), *spread, *figures))
     return cells
 
 
@@ -243,17 +265,19 @@ def markdown(content: dict[str, Any], cells: Sequence[Cell]) -> str:
     lines = [
         f"{content['people']} develop people, {content['questions']} questions, histories of at "
         f"most {ITEMS} items. {content['model']}, {content['dtype']}, seed {content['seed']}. In "
-        "brackets: 95%, bootstrap over people.",
+        "brackets: 95%, bootstrap over people. Relevant and incoherent: shares of answers to "
+        "develop prompts.",
         "",
-        "| part | setting | " + " | ".join(MEASURED) + " | dose, nats per token | seconds |",
-        "|---" * (len(MEASURED) + 4) + "|",
+        "| part | setting | " + " | ".join(MEASURED) + " | dose, nats per token | relevant | "
+        "incoherent | seconds |",
+        "|---" * (len(MEASURED) + 6) + "|",
     ]
     for first in range(0, len(cells), len(MEASURED)):
         row = cells[first : first + len(MEASURED)]
         shown = " | ".join(f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in row)
         lines.append(
             f"| {row[0].part} | {row[0].setting} | {shown} | {row[0].dose:.2f} | "
-            f"{row[0].seconds:.0f} |"
+            f"{row[0].relevant:.0%} | {row[0].incoherent:.0%} | {row[0].seconds:.0f} |"
         )
     lines += ["", f"`{content['command']}`; {names}."]
     return "\n".join(lines) + "\n"

@@ -45,6 +45,7 @@ from telling import (
     drawn,
     interval,
     relative_gain,
+    soundness,
 )
 
 # What experiments share is one folder up.
@@ -62,7 +63,9 @@ from steer.insights import templates  # noqa: E402
 from steer.measures import words  # noqa: E402
 from steer.personalizer import Personalization  # noqa: E402
 from steer.profile import Profile  # noqa: E402
+from steer.prompts import load_prompts  # noqa: E402
 from steer.resources import cache_dir  # noqa: E402
+from steer.soundness import Soundness  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
 UNSTEERED = "unsteered"
@@ -118,7 +121,13 @@ def main() -> None:
         for name, profiles in ((USER, own), (GROUP, member), (UNSEEN, unseen), (BOTH, both))
     ]
     rows = {arm.name: ask(model, asked, arm, folder) for arm in arms}
-    write(rows, {USER: own, GROUP: member, BOTH: both}, model, arguments)
+    prompts = [prompt.text for prompt in load_prompts("report")[: 4 if arguments.quick else 100]]
+    whole = {
+        arm.name: soundness(model, arm.edits, prompts, folder)
+        for arm in arms
+        if arm.name in (UNSTEERED, USER, GROUP, BOTH)
+    }
+    write(rows, {USER: own, GROUP: member, BOTH: both}, whole, model, arguments)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -231,6 +240,7 @@ def dialogue(items: Sequence[HistoryItem], question: Question) -> list[dict[str,
 def write(
     rows: dict[str, list[Row]],
     profiles: dict[str, list[Profile]],
+    whole: dict[str, Soundness],
     model: Any,
     arguments: argparse.Namespace,
 ) -> None:
@@ -269,6 +279,7 @@ def write(
         "cells": [asdict(cell) for cell in cells],
         "relative gains": gains,
         "unseen of group gain": kept,
+        "soundness": {arm: asdict(one) for arm, one in whole.items()},
         "seconds": {arm: seconds(made) for arm, made in profiles.items()},
         "bytes": {arm: size(made[0]) for arm, made in profiles.items()},
         "dose": {arm: float(np.mean([one.dose for one in made])) for arm, made in profiles.items()},
@@ -338,6 +349,13 @@ def markdown(content: dict[str, Any], cells: Sequence[Cell], rows: dict[str, lis
         + ", ".join(
             f"{measure} {'(no sure gain)' if value is None else _share(value, sign='')}"
             for measure, value in kept.items()
+        )
+        + ".",
+        "",
+        "Of answers to report prompts that concern nobody in particular, about them / incoherent: "
+        + ", ".join(
+            f"{arm} {one['relevant']:.0%} / {one['incoherent']:.0%}"
+            for arm, one in content["soundness"].items()
         )
         + ".",
         "",

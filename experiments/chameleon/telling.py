@@ -32,12 +32,14 @@ from steer.measures import is_broken, is_looping
 from steer.models import LanguageModel
 from steer.resources import content_key
 from steer.sentence_encoder import embed_style
+from steer.soundness import Soundness
 
 DRAWS = 2000
 _BATCH = 16
 # Turns of a conversation are short; no rule against what stands in the prompt, which would bind
 # prompts with a history more.
 _WRITING = Decoding(max_new_tokens=48, no_repeat_ngram_size=None)
+_GENERAL = Decoding(max_new_tokens=96)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,36 @@ def ask(
             rows += fresh
             bar.update(len(fresh))
     return rows
+
+
+def soundness(
+    model: LanguageModel, edits: Sequence[Edit], prompts: Sequence[str], folder: Path
+) -> Soundness:
+    """How whole the answers to prompts that concern nobody in particular are.
+
+    Args:
+        model: The model, which must not be steered meanwhile.
+        edits: Of the people, who are asked in turn.
+        prompts: What they are asked.
+        folder: Where the answers are kept.
+    """
+    rows = [edits[i % len(edits)] for i in range(len(prompts))]
+    header = {
+        "model": model.fingerprint.to_dict(),
+        "dtype": model.precision,
+        "prompts": content_key(list(prompts)),
+        "edits": content_key([edit.digest for edit in rows]),
+    }
+    journal = Journal(folder / f"general-{content_key(header)}.jsonl", header)
+    answers = [str(row["answer"]) for row in journal.rows]
+    for start in range(len(answers), len(prompts), _BATCH):
+        part = slice(start, start + _BATCH)
+        texts = [render(model.tokenizer, prompt) for prompt in prompts[part]]
+        with attach(model).steer(rows[part]):
+            fresh = [one.text for one in generate_batch(model, texts, _GENERAL)]
+        journal.append([{"answer": answer} for answer in fresh])
+        answers += fresh
+    return Soundness.of(prompts, answers)
 
 
 def _rows(

@@ -90,7 +90,7 @@ def generate(
     text = sys.stdin.read().strip() if prompt == "-" else prompt
     if not text.strip():
         raise InputError("the prompt is empty; expected text")
-    steerer = load_steerer(model, bundle, force=force, weights=weights)
+    steerer = load_steerer(model, bundle, force=force, weights=weights, profile=profile)
     amount = 1.0 if strength is None else strength
     if not compare:
         write_pieces(

@@ -131,8 +131,9 @@ def load_steerer(
     *,
     force: bool,
     weights: Mapping[str, float] | None = None,
+    profile: str | None = None,
 ) -> Steerer:
-    """Load the bundle, then the model: a mistaken weight is told before the slow part."""
+    """Load the bundle, then the model: a mistaken request is told before the slow part."""
     from steer.bundle import Bundle
     from steer.steerer import load
     from steer.weights import normalise_weights
@@ -140,5 +141,7 @@ def load_steerer(
     edits = Bundle.load(bundle_path(bundle))
     if weights is not None:
         normalise_weights(weights, edits.traits)
+    if profile is not None:
+        edits.profile(profile)
     with doing("loading the model"):
         return load(model, edits, force=force)

@@ -50,7 +50,10 @@ def personalize(
     The bundle keeps what else is in it. A profile holds no text unless --keep-evidence.
     """
     from steer.personalizer import Personalization
+    from steer.profile import check_name
 
+    # What can be refused is refused before the slow part.
+    check_name(name)
     items = read_items(history)
     steerer = load_steerer(model, bundle, force=force)
     with doing("reading how they write"):
@@ -98,6 +101,8 @@ def read_items(path: Path) -> list[HistoryItem]:
             items.append(_item(json.loads(line)) if path.suffix == ".jsonl" else HistoryItem(line))
         except (ValueError, InputError) as error:
             raise DataError(f"{path}, line {number}: {error}") from error
+    if not items:
+        raise DataError(f"{path}: expected a text in a line, got none")
     return items
 
 
