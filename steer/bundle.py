@@ -223,7 +223,7 @@ class Bundle:
             f"the bundle was built on {self.model!r}, fingerprint {self.fingerprint}, but the "
             f"model is {fingerprint} (differs in: {', '.join(differing)})"
         )
-        deepest = max((i for entry in self.traits.values() for i in entry.edit.layers), default=-1)
+        deepest = max((i for edit in self._edits().values() for i in edit.layers), default=-1)
         if fingerprint.width != self.fingerprint.width or deepest >= fingerprint.layers:
             raise FingerprintError(
                 f"{message}; its edits do not fit that model's layers, so force=True cannot help: "

@@ -9,7 +9,12 @@ from e = 0, or from the edit of a group. At e = 0 the gradient of each term is w
 less what the model expected there: StyleVector's contrast of a person's text with the model's own
 (arXiv 2503.05213), taken over all that the model might have written rather than one answer of its.
 Bi-directional preference optimisation (arXiv 2406.00045) fits steering vectors as well, to pairs.
-Few steps from a common start are what keeps so little text from being learnt by heart.
+Responses y' that a person disliked add the mean of
+
+    - log sigma(l_0(y') - l_e(y')),    l(y) the mean log-likelihood of a token of y,
+
+so that they become less likely than they were. Few steps from a common start are what keeps so
+little text from being learnt by heart.
 """
 
 from __future__ import annotations
@@ -20,9 +25,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 from tqdm import tqdm
 
 from steer.activations import check_layers, hooked
+from steer.arrays import check_count
 from steer.batches import Sequences
 from steer.continuations import Continuations
 from steer.distill import adder, frozen
@@ -50,9 +57,11 @@ class Imitation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "rows", "tokens", "learning_rate"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise InputError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        """Validate."""
+        for name in ("steps", "rows", "tokens"):
+            check_count(name, getattr(self, name))
+        if not 0 < self.learning_rate < np.inf:
+            raise InputError(f"learning_rate: expected a positive number, got {self.learning_rate}")
 
 
 def imitate(
@@ -61,6 +70,7 @@ def imitate(
     layers: Sequence[int],
     settings: Imitation = Imitation(),  # noqa: B008  (frozen)
     *,
+    disliked: Sequences = (),
     start: Edit | None = None,
     progress: bool = False,
 ) -> Edit:
@@ -72,6 +82,7 @@ def imitate(
         sequences: (prompt token ids, text token ids) pairs.
         layers: 0-based decoder layers that are edited.
         settings: How it is fitted.
+        disliked: Like the sequences: what should become less likely.
         start: Additive edit of those layers to begin with; None for none.
         progress: Show a progress bar when on a terminal.
 
@@ -86,20 +97,25 @@ def imitate(
     device = language_model.device
     vectors = torch.from_numpy(_start(start, layers, language_model.width)).to(device)
     vectors.requires_grad_(True)
-    cut = [(prompt, text[: settings.tokens]) for prompt, text in sequences]
-    order = np.random.default_rng(settings.seed).permutation(len(cut)).tolist()
-    parts = [
-        Continuations(language_model, [cut[i] for i in order[first : first + settings.rows]])
-        for first in range(0, len(order), settings.rows)
-    ]
+    parts = _parts(language_model, sequences, settings)
     if not parts:
         raise InputError("expected texts to imitate, got none")
+    avoided = _parts(language_model, disliked, settings)
+    with torch.no_grad():
+        before = [_per_token(part) for part in avoided]
     optimiser = torch.optim.Adam([vectors], lr=settings.learning_rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, settings.steps)
     bar = tqdm(range(settings.steps), desc="imitate", disable=None if progress else True)
     with frozen(language_model), bar:
         for step in bar:
-            loss = _loss(language_model, parts[step % len(parts)], layers, vectors)
+            part = parts[step % len(parts)]
+            hooks = {layer: adder(vector) for layer, vector in zip(layers, vectors, strict=True)}
+            with hooked(language_model, hooks):
+                loss = -part.log_likelihood().sum() / part.mask.sum()
+                if avoided:
+                    number = step % len(avoided)
+                    risen = _per_token(avoided[number]) - before[number]
+                    loss = loss + softplus(risen).mean()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -113,18 +129,28 @@ def _start(edit: Edit | None, layers: Sequence[int], width: int) -> np.ndarray:
     """The vectors (layers, d) of an edit."""
     if edit is None:
         return np.zeros((len(layers), width), np.float32)
-    if list(edit.layers) != list(layers) or any(one.rank for one in edit.layers.values()):
+    if list(edit.layers) != list(layers) or any(
+        one.rank or one.width != width for one in edit.layers.values()
+    ):
         raise InputError(
-            f"start: expected an additive edit of layers {list(layers)}, got one of "
-            f"{list(edit.layers)}"
+            f"start: expected an additive edit of width {width} of layers {list(layers)}, got one "
+            f"of layers {list(edit.layers)}"
         )
     return np.stack([edit.layers[layer].e for layer in layers])
 
 
-def _loss(
-    language_model: LanguageModel, texts: Continuations, layers: Sequence[int], vectors: Tensor
-) -> Tensor:
-    """Mean -log p_e over the tokens of texts."""
-    hooks = {layer: adder(vector) for layer, vector in zip(layers, vectors, strict=True)}
-    with hooked(language_model, hooks):
-        return -texts.log_likelihood().sum() / texts.mask.sum()
+def _parts(
+    language_model: LanguageModel, sequences: Sequences, settings: Imitation
+) -> list[Continuations]:
+    """Texts in batches, in an order of their own."""
+    cut = [(prompt, text[: settings.tokens]) for prompt, text in sequences]
+    order = np.random.default_rng(settings.seed).permutation(len(cut)).tolist()
+    return [
+        Continuations(language_model, [cut[i] for i in order[first : first + settings.rows]])
+        for first in range(0, len(order), settings.rows)
+    ]
+
+
+def _per_token(texts: Continuations) -> Tensor:
+    """Mean log-likelihood of a token of each text, (B,)."""
+    return texts.log_likelihood() / texts.mask.sum(1)

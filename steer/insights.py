@@ -162,6 +162,7 @@ def measured_insight(texts: Sequence[str]) -> str:
         texts: What they wrote.
     """
     length = float(np.mean([len(words(text)) for text in texts]))
+    many = max(1, round(length))
     mood = float(np.mean([sentiment(text) for text in texts]))
     together = "\n".join(texts)
     # Of so many words, since of more of them fewer are new.
@@ -174,7 +175,7 @@ def measured_insight(texts: Sequence[str]) -> str:
     )
     mooded = _step(mood, (-0.05, 0.25), ("gloomy", "even", "cheerful"))
     return (
-        f"The text is {sized}, about {max(1, round(length))} words. The words are {plain} and "
+        f"The text is {sized}, about {many} word{'s' * (many > 1)}. The words are {plain} and "
         f"{varied}. The tone is {tone}, the mood {mooded}."
     )
 

@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from steer.activations import read_activations
-from steer.arrays import check_choice
+from steer.arrays import check_choice, check_count
 from steer.chat import render
 from steer.contrast import PairSet
 from steer.distill import Distillation, distill
@@ -56,7 +56,8 @@ class Personalization:
     Attributes:
         method: How the edit is found: "imitation", or as a trait's.
         contrast: What a person's texts are held against (`steer.personal_pairs`). "imitation" has
-            "style" built in; "distilled" needs a contrast of requests.
+            "style" built in, and makes what was disliked less likely; "distilled" needs a contrast
+            of requests.
         selection: Which items of a history are used (`steer.history`).
         items: How many.
         prompts: Number of prompts that are answered for pairs.
@@ -86,8 +87,8 @@ class Personalization:
         check_choice("contrast", self.contrast, get_args(Contrast))
         check_choice("selection", self.selection, get_args(Selection))
         for name in ("items", "prompts"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            check_count(name, getattr(self, name))
+        self._check_layers()
         if not 0 < self.kl < np.inf:
             raise InputError(f"kl: expected a positive number of nats per token, got {self.kl}")
         if self.method == "distilled" and self.contrast == "style":
@@ -101,6 +102,21 @@ class Personalization:
             raise InputError(
                 f"method 'imitation' is of the person's own texts: expected the contrast 'style', "
                 f"got {self.contrast!r}"
+            )
+
+    def _check_layers(self) -> None:
+        if self.layers in ("middle", "ccs-jump"):
+            return
+        layers = self.layers
+        if (
+            not isinstance(layers, tuple)
+            or not layers
+            or any(type(layer) is not int or layer < 0 for layer in layers)
+            or sorted(set(layers)) != list(layers)
+        ):
+            raise InputError(
+                "layers: expected 'middle', 'ccs-jump' or a tuple of ascending layers, got "
+                f"{layers!r}"
             )
 
 
@@ -147,6 +163,8 @@ class Personalizer:
         """
         begin = time.perf_counter()
         settings = self.settings
+        if start is not None:
+            self._check_start(start)
         everything = read_history(history)
         items = select(
             everything, settings.items, settings.selection, query=settings.query, seed=settings.seed
@@ -157,8 +175,6 @@ class Personalizer:
         found: dict[str, float | int | str] = {"items": len(everything), "items used": len(items)}
         if settings.method == "imitation":
             edit, dose = self._imitation(items, start)
-        elif start is not None:
-            raise InputError(f"method {settings.method!r} begins with no other profile's edit")
         else:
             pairs, plain = self._pairs(items, insights)
             found["pairs"] = len(pairs.pairs)
@@ -178,6 +194,20 @@ class Personalizer:
             evidence=items if keep_evidence else (),
         )
 
+    def _check_start(self, start: object) -> None:
+        """Refuse what no profile of this kind can begin with."""
+        if self.settings.method != "imitation":
+            raise InputError(f"method {self.settings.method!r} begins with no profile's edit")
+        if not isinstance(start, Profile):
+            raise InputError(f"start: expected a Profile, got {start!r:.80}")
+        if start.fingerprint != self.language_model.fingerprint:
+            raise InputError(
+                f"start: was made with another model, {start.fingerprint}, than this one, "
+                f"{self.language_model.fingerprint}; make it anew with this one"
+            )
+        if start.gated != (self._gate is not None):
+            raise InputError("start: one of the two profiles acts behind a gate, and one does not")
+
     def _imitation(self, items: Sequence[HistoryItem], start: Profile | None) -> tuple[Edit, float]:
         """The edit fitted to texts, made weaker if its dose is too large, and its dose."""
         model = self.language_model
@@ -193,6 +223,7 @@ class Personalizer:
             [sequence(item, item.text) for item in items],
             self._layers(),
             self.settings.imitation,
+            disliked=[sequence(item, item.disliked) for item in items if item.disliked is not None],
             start=None if start is None else start.edit,
         )
         dose = self._meter.kl(behind(self._gate, edit))

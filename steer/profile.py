@@ -79,9 +79,20 @@ class Profile:
             self.statistics, check_text, check_scalar, f"{where}'statistics'"
         )
         object.__setattr__(self, "statistics", statistics)
+        if self.insights is not None and not isinstance(self.insights, Insights):
+            raise InputError(f"{where}'insights': expected Insights, got {self.insights!r:.80}")
+        if not isinstance(self.evidence, tuple) or not all(
+            isinstance(item, HistoryItem) for item in self.evidence
+        ):
+            raise InputError(
+                f"{where}'evidence': expected a tuple of HistoryItems, got {self.evidence!r:.80}"
+            )
         centre = self.centre
         if centre is not None and (
-            centre.ndim != 1 or centre.dtype != np.float32 or not np.isfinite(centre).all()
+            not isinstance(centre, np.ndarray)
+            or centre.ndim != 1
+            or centre.dtype != np.float32
+            or not np.isfinite(centre).all()
         ):
             raise InputError(f"{where}'centre': expected finite float32 numbers (k,)")
 

@@ -110,7 +110,11 @@ class Steerer:
             profile = self.bundle.profile(profile)
         elif not isinstance(profile, Profile):
             raise InputError(f"profile: expected a Profile or the name of one, got {profile!r:.80}")
-        elif profile.fingerprint != self.language_model.fingerprint:
+        # The bundle's, where it is used on another model by force.
+        elif profile.fingerprint not in (
+            self.language_model.fingerprint,
+            self.bundle.fingerprint,
+        ):
             raise InputError(
                 f"the profile was made with another model, {profile.fingerprint}, than this one, "
                 f"{self.language_model.fingerprint}; make it anew with this one"
