@@ -198,7 +198,7 @@ class Bundle:
             "versions": dict(self.versions),
             "portfolio": None if self.portfolio is None else summary(self.portfolio),
             "interference": interference.to_json(self.interference),
-            "profiles": len(self.profiles),
+            "profiles": {name: profile.summary(one) for name, one in self.profiles.items()},
             "size": len(self._to_bytes()),
         }
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steer.edit_tensors import check_storable, ranks_to_json
+from steer.edit_tensors import check_storable, ranks_to_json, tensors_of
 from steer.edits import Edit
 from steer.errors import InputError
 from steer.fields import (
@@ -120,6 +120,23 @@ def to_json(profile: Profile) -> dict[str, Any]:
         "evidence": [asdict(item) for item in profile.evidence],
         "centre": None if profile.centre is None else len(profile.centre),
         "ranks": ranks_to_json(profile.edit),
+    }
+
+
+def summary(profile: Profile) -> dict[str, Any]:
+    """What is told of it, without numbers and texts of the person; `size` is of its arrays."""
+    arrays = [*tensors_of("", profile.edit).values()]
+    if profile.centre is not None:
+        arrays.append(profile.centre)
+    return {
+        "method": profile.method,
+        "contrast": profile.contrast,
+        "dose": profile.dose,
+        "gated": profile.gated,
+        "layers": list(profile.edit.layers),
+        "texts kept": len(profile.evidence),
+        "size": sum(array.nbytes for array in arrays),
+        "statistics": dict(profile.statistics),
     }
 
 

@@ -273,6 +273,13 @@ def test_a_profile_is_made_used_and_forgotten(steer, folder: Path, tmp_path: Pat
     assert list(bundle.profiles) == ["ann"] and set(bundle.traits) == set(SAYS)
     assert bundle.profiles["ann"].evidence == () and b"word3" not in people.read_bytes()
 
+    code, out, _ = steer("inspect", str(people))
+    assert code == 0 and re.search(r"ann +3 +\d\.\d\d +\d+ +0 +imitation", out)
+    code, out, _ = steer("inspect", str(people), "--json")
+    told = json.loads(out)["profiles"]["ann"]
+    arrays = [layer.e.nbytes for layer in bundle.profiles["ann"].edit.layers.values()]
+    assert told["size"] == sum(arrays) and told["statistics"]["items used"] == 3
+
     used = ["generate", "hello", "--max-new-tokens", "6", "--model", str(folder / "model")]
     used += ["--bundle", str(people)]
     plain = steer(*used)

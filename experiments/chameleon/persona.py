@@ -54,7 +54,6 @@ from precision import add_dtype, loaded  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
-from steer.edit_tensors import tensors_of  # noqa: E402
 from steer.edits import ZERO, Edit  # noqa: E402
 from steer.groups import assign, cluster  # noqa: E402
 from steer.history import HistoryItem, select  # noqa: E402
@@ -62,7 +61,7 @@ from steer.imitate import Imitation  # noqa: E402
 from steer.insights import templates  # noqa: E402
 from steer.measures import words  # noqa: E402
 from steer.personalizer import Personalization  # noqa: E402
-from steer.profile import Profile  # noqa: E402
+from steer.profile import Profile, summary  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.resources import cache_dir  # noqa: E402
 from steer.soundness import Soundness  # noqa: E402
@@ -281,18 +280,13 @@ def write(
         "unseen of group gain": kept,
         "soundness": {arm: asdict(one) for arm, one in whole.items()},
         "seconds": {arm: seconds(made) for arm, made in profiles.items()},
-        "bytes": {arm: size(made[0]) for arm, made in profiles.items()},
+        "bytes": {arm: summary(made[0])["size"] for arm, made in profiles.items()},
         "dose": {arm: float(np.mean([one.dose for one in made])) for arm, made in profiles.items()},
     }
     name = "persona" if arguments.authors is None else "authors"
     write_json(arguments.output / f"{name}.json", content)
     write_csv(arguments.output / f"{name}.csv", Cell, cells)
     write_markdown(arguments.output / f"{name}.md", markdown(content, cells, rows))
-
-
-def size(profile: Profile) -> int:
-    """Bytes of its arrays in a file."""
-    return sum(array.nbytes for array in tensors_of("profile/name", profile.edit).values())
 
 
 def kept_share(

@@ -92,6 +92,26 @@ def _show_bundle(bundle: Bundle) -> None:
         _show_interference(bundle.interference)
     if info["portfolio"] is not None:
         _show_portfolio(info["portfolio"])
+    if info["profiles"]:
+        _show_profiles(info["profiles"])
+
+
+def _show_profiles(profiles: Mapping[str, Any]) -> None:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("profile", overflow="fold")
+    for heading in ("items", "dose", "bytes", "texts kept"):
+        table.add_column(heading, justify="right")
+    table.add_column("method", no_wrap=True)
+    for name, one in profiles.items():
+        table.add_row(
+            Text(name),
+            _plain(one["statistics"].get("items", "")),
+            f"{one['dose']:.2f}",
+            f"{one['size']:,}",
+            str(one["texts kept"]),
+            Text(one["method"]),
+        )
+    out.print(table)
 
 
 def _show_interference(interference: Interference) -> None:
