@@ -76,7 +76,7 @@ class Personalization:
     items: int = 16
     prompts: int = 24
     layers: tuple[int, ...] | Literal["middle", "ccs-jump"] = "middle"
-    kl: float = 1.0
+    kl: float = 0.25
     imitation: Imitation = Imitation()
     query: str | None = None
     seed: int = 0

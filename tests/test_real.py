@@ -18,12 +18,14 @@ import torch
 
 import steer
 from steer.chat import render
-from steer.edits import Edit
+from steer.edits import ZERO, Edit, compose
 from steer.errors import BundleError, FingerprintError, WeightsError
 from steer.generation import Decoding, encode, end_tokens, finish
 from steer.hooks import attach
 from steer.measures import TRAIT_MEASURES, is_coherent
+from steer.models import LanguageModel
 from steer.packaged import packaged_model_dir
+from steer.profile import Profile
 from steer.prompts import load_prompts
 from steer.relevance import THRESHOLD, relevance
 from steer.resources import data_dir
@@ -107,6 +109,43 @@ def test_mixed_batch_of_32_edits_equals_each_row_alone(
         assert torch.equal(tokens[row, : alone.shape[1]], alone[0])
         difference = logits[row, : alone.shape[1]] - alone_logits[0]
         assert difference.abs().max() < bound
+
+
+def test_64_people_in_a_batch_are_each_served_as_alone(steerer: Steerer) -> None:
+    """The same tokens, and the same logits but for rounding, as of 32 requests above."""
+    lm, own = steerer.language_model, [entry.edit for entry in steerer.bundle.traits.values()]
+    rng = np.random.default_rng(64)
+    people = {
+        f"person {i}": Profile(
+            lm.fingerprint, compose(own, rng.dirichlet(np.ones(len(own)))), 0.1, True, "style", "x"
+        )
+        for i in range(64)
+    }
+    served = Steerer(lm, steerer.bundle.with_profiles(people))
+    edits = [served.resolve(None, profile=name) for name in people]
+    assert all_different(edits)
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(64)]
+    short = Decoding(max_new_tokens=4)
+    together = served.answer(prompts, profile=list(people), decoding=short)
+    logits = first_logits(lm, prompts, edits)
+    plain = first_logits(lm, prompts, [ZERO] * 64)
+    assert ((logits - plain).abs().amax(1) > 0.1).all()
+    for row, name in enumerate(people):
+        alone = served.answer([prompts[row]], profile=name, decoding=short)[0]
+        assert alone.tokens == together[row].tokens
+        assert (first_logits(lm, [prompts[row]], [edits[row]])[0] - logits[row]).abs().max() < 2e-4
+
+
+def first_logits(lm: LanguageModel, prompts: list[str], edits: list[Edit]) -> torch.Tensor:
+    """Of the first token of each answer, (B, vocabulary)."""
+    inputs = encode(lm, [render(lm.tokenizer, prompt) for prompt in prompts])
+    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    width = inputs["input_ids"].shape[1]
+    with torch.inference_mode(), attach(lm).steer(edits, prompt_length=width):
+        found: torch.Tensor = lm.model(**inputs, position_ids=positions, logits_to_keep=1).logits[
+            :, -1
+        ]
+    return found
 
 
 def all_different(edits: list[Edit]) -> bool:
