@@ -18,7 +18,7 @@ from tests.models import tiny
 
 CHAMELEON = Path(__file__).parents[1] / "experiments" / "chameleon"
 sys.path.append(str(CHAMELEON))
-import ablations  # noqa: E402
+import parts  # noqa: E402
 import persona  # noqa: E402
 from choosing import choice_log_likelihood  # noqa: E402
 from persons import CHOICES, questions, read_authors, read_talk  # noqa: E402
@@ -188,7 +188,7 @@ def test_prompts_hold_the_history_and_not_what_is_asked_for(data):
 def small(monkeypatch, tmp_path, data):
     """Both scripts on a tiny model."""
     model = tiny("llama")
-    for script in (persona, ablations):
+    for script in (persona, parts):
         monkeypatch.setattr(script, "loaded", lambda arguments: model)
         monkeypatch.setattr(script, "gate_of", lambda arguments: None)
 
@@ -222,7 +222,7 @@ def test_ways_are_compared_and_a_second_run_asks_nothing_again(small, monkeypatc
 
 
 def test_parts_are_varied_one_at_a_time(small, tmp_path):
-    found = small(ablations, "--only", "users", "items", "method")
+    found = small(parts, "--only", "users", "items", "method")
     settings = {(cell["part"], cell["setting"]) for cell in found["cells"]}
     assert settings == {
         ("unsteered", ""), ("users", "1"), ("items", "1"), ("method", "imitation"),
@@ -233,5 +233,5 @@ def test_parts_are_varied_one_at_a_time(small, tmp_path):
 
 
 def test_every_variant_is_named_once():
-    names = [(one.part, one.setting) for one in ablations.variants()]
+    names = [(one.part, one.setting) for one in parts.variants()]
     assert len(set(names)) == len(names)

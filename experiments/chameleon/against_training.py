@@ -31,14 +31,14 @@ from typing import Any
 import numpy as np
 from persona import ITEMS, from_groups, grouped, makers, plain
 from persons import Person, Question, questions, read_talk
+from shared import add_group, common_parser, known, last_line
 from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
-from precision import add_dtype, loaded  # noqa: E402
+from precision import loaded  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
-from timing import command  # noqa: E402
 
 from steer.chat import render  # noqa: E402
 from steer.edits import ZERO  # noqa: E402
@@ -46,8 +46,7 @@ from steer.generation import Decoding, generate_batch  # noqa: E402
 from steer.history import HistoryItem  # noqa: E402
 from steer.journal import Journal  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
-from steer.resources import cache_dir, content_key  # noqa: E402
-from steer.versions import versions  # noqa: E402
+from steer.resources import content_key  # noqa: E402
 
 TIMES = (15, 30, 60, 120, 300)
 # On the develop people: of 1e-4, 3e-4, 1e-3 (DPO, and SFT before it).
@@ -110,24 +109,14 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the open data sets")
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    add_dtype(parser)
     parser.add_argument("--split", choices=("develop", "report"), default="report")
     parser.add_argument("--people", type=int, default=8)
     parser.add_argument("--questions", type=int, default=6, help="about each of them")
-    parser.add_argument("--groups", type=int, default=1)
-    parser.add_argument("--group-people", type=int, default=24, help="of whom groups are made")
+    add_group(parser)
     parser.add_argument("--times", type=float, nargs="+", default=list(TIMES))
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "chameleon")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "chameleon"
-    )
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.people, arguments.questions, arguments.group_people = 4, 1, 2
@@ -198,14 +187,14 @@ def _train(
         }
         for item, answer in zip(history, own, strict=True)
     ]
-    known: list[list[dict[str, Any]]] = []
+    noted: list[list[dict[str, Any]]] = []
 
     def note() -> None:
         """Ask, with the clock standing still."""
         with clock.still(), tempfile.TemporaryDirectory() as place:
             arm = Arm(name, plain, [ZERO] * (1 + max(one.person for one in asked)))
             found = ask(model, asked, arm, Path(place), write=False)
-            known.append([asdict(row) for row in found])
+            noted.append([asdict(row) for row in found])
 
     class Until(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
         """Asks when it is time, and ends the training at its end."""
@@ -215,7 +204,7 @@ def _train(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             while (
-                len(known) < len(arguments.times) and clock.seconds >= arguments.times[len(known)]
+                len(noted) < len(arguments.times) and clock.seconds >= arguments.times[len(noted)]
             ):
                 training = model.model.training
                 model.model.eval()
@@ -272,7 +261,7 @@ def _train(
         trainer.train()
         trainer.model.unload()
     model.model.eval()
-    return known
+    return noted
 
 
 class _Clock:
@@ -310,17 +299,11 @@ def write(
             spread = interval(drawn(gains, arguments.seed))
             points.append(Point(arm, measure, seconds, float(gains.mean()), *spread))
     content = {
-        "command": command("experiments/chameleon/against_training.py"),
-        "model": model.name,
-        "fingerprint": model.fingerprint.to_dict(),
-        "dtype": arguments.dtype,
-        "seed": arguments.seed,
+        **known("experiments/chameleon/against_training.py", model, arguments),
         "split": arguments.split,
         "people": len({row.person for row in none}),
         "questions": len(none),
         "learning rate": arguments.learning_rate,
-        "threads": arguments.threads,
-        "versions": versions(),
         "points": [asdict(point) for point in points],
     }
     write_json(arguments.output / "figure4.json", content)
@@ -331,7 +314,6 @@ def write(
 
 def markdown(content: dict[str, Any], points: Sequence[Point]) -> str:
     """The table as Markdown."""
-    names = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     lines = [
         f"Gain over the unsteered model by time. {content['people']} {content['split']} people, "
         f"{content['questions']} questions. {content['model']}, {content['dtype']}, seed "
@@ -344,7 +326,7 @@ def markdown(content: dict[str, Any], points: Sequence[Point]) -> str:
         row = points[first : first + len(BY_ROW)]
         shown = " | ".join(f"{one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for one in row)
         lines.append(f"| {row[0].arm} | {row[0].seconds:.0f} | {shown} |")
-    lines += ["", f"`{content['command']}`; {names}."]
+    lines += ["", last_line(content)]
     return "\n".join(lines) + "\n"
 
 

@@ -32,11 +32,12 @@ from lamp_tasks import (
     own_text,
     with_history,
 )
+from shared import common_parser, last_line
 from tqdm import tqdm
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
-from precision import add_dtype, loaded  # noqa: E402
+from precision import loaded  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
@@ -116,22 +117,14 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_parser(__doc__)
     parser.add_argument("--lamp", type=Path, default=None, help="folder of the benchmark")
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    add_dtype(parser)
     parser.add_argument("--task", type=int, nargs="+", choices=NUMBERS, default=list(NUMBERS))
     parser.add_argument("--split", choices=("train", "dev"), default="dev")
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--items", type=int, default=4, help="entries of a profile in a prompt")
     parser.add_argument("--prompt-tokens", type=int, default=1024, help="with entries")
     parser.add_argument("--answer-tokens", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "chameleon"
-    )
     arguments = parser.parse_args()
     if arguments.lamp is not None and not arguments.lamp.is_dir():
         parser.error(f"--lamp: expected the folder of the LaMP benchmark, got {arguments.lamp}")
@@ -287,7 +280,6 @@ def write(
 
 def markdown(content: dict[str, Any], cells: Sequence[Cell]) -> str:
     """The table as Markdown."""
-    known = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     lines = [
         f"LaMP, {content['split']}, at most {content['users']} people a task, drawn at random. "
         f"Model: {content['model']}, {content['dtype']}, seed {content['seed']}. In brackets: 95%, "
@@ -314,7 +306,7 @@ def markdown(content: dict[str, Any], cells: Sequence[Cell]) -> str:
     }
     if idle:
         lines += ["", f"Unsteered, since a history gave no profile: {', '.join(idle.values())}."]
-    lines += ["", f"`{content['command']}`; {known}."]
+    lines += ["", last_line(content)]
     return "\n".join(lines) + "\n"
 
 

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from making import Maker, gate_of, seconds
 from persons import People, Person, Question, questions, read_authors, read_talk
+from shared import add_group, common_parser, known, last_line
 from telling import (
     GAINED,
     LOWER_IS_BETTER,
@@ -50,9 +51,8 @@ from telling import (
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
-from precision import add_dtype, loaded  # noqa: E402
+from precision import loaded  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
-from timing import command  # noqa: E402
 
 from steer.edits import ZERO, Edit  # noqa: E402
 from steer.groups import assign, cluster  # noqa: E402
@@ -63,9 +63,7 @@ from steer.measures import words  # noqa: E402
 from steer.personalizer import Personalization  # noqa: E402
 from steer.profile import Profile, summary  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
-from steer.resources import cache_dir  # noqa: E402
 from steer.soundness import Soundness  # noqa: E402
-from steer.versions import versions  # noqa: E402
 
 UNSTEERED = "unsteered"
 LISTED, RETRIEVED = "history in the prompt", "retrieval + prompt"
@@ -75,7 +73,7 @@ UNSEEN, BOTH = "profile (unseen user)", "profile (group + user)"
 
 # Of a history; and those of it that are retrieved.
 ITEMS, RETRIEVAL = 8, 4
-# Few texts from a common start; found on the develop people (ablations.py).
+# Few texts from a common start; found on the develop people (parts.py).
 FROM_GROUP = Imitation(steps=6, learning_rate=0.02)
 
 
@@ -131,24 +129,14 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="folder of the open data sets")
     source.add_argument("--authors", type=Path, help="folder with a folder of texts per author")
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    add_dtype(parser)
     parser.add_argument("--split", choices=("develop", "report"), default="report")
     parser.add_argument("--people", type=int, default=60)
     parser.add_argument("--questions", type=int, default=4, help="about each of them")
-    parser.add_argument("--groups", type=int, default=1)
-    parser.add_argument("--group-people", type=int, default=24, help="of whom groups are made")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "chameleon")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "chameleon"
-    )
+    add_group(parser)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.people, arguments.questions, arguments.group_people = 4, 1, 2
@@ -179,19 +167,19 @@ def grouped(
 ) -> tuple[list[Profile], list[Profile]]:
     """For each person the profile of a group with them in it, and of the nearest group without."""
     halves = [list(range(half, len(people), 2)) for half in (0, 1)]
-    known = []
+    made = []
     for half in halves:
         more = everybody.others[: max(0, arguments.group_people - len(half))]
         members = [*(people[i] for i in half), *more]
         histories = [list(person.history[:ITEMS]) for person in members]
         names = cluster(histories, arguments.groups, seed=arguments.seed)
         profiles = maker.groups(histories, names)
-        known.append((profiles, dict(zip(half, names, strict=False))))
+        made.append((profiles, dict(zip(half, names, strict=False))))
     member, unseen = [], []
     for i, person in enumerate(people):
-        profiles, names = known[i % 2]
+        profiles, names = made[i % 2]
         member.append(profiles[names[i]])
-        others = known[1 - i % 2][0]
+        others = made[1 - i % 2][0]
         unseen.append(others[assign(list(person.history[:4]), others)])
     return member, unseen
 
@@ -263,18 +251,12 @@ def write(
         for measure in (*GAINED, "log-likelihood")
     }
     content = {
-        "command": command("experiments/chameleon/persona.py"),
-        "model": model.name,
-        "fingerprint": model.fingerprint.to_dict(),
-        "dtype": arguments.dtype,
-        "seed": arguments.seed,
+        **known("experiments/chameleon/persona.py", model, arguments),
         "split": arguments.split,
         "people": len({row.person for row in rows[UNSTEERED]}),
         "questions": len(rows[UNSTEERED]),
         "groups": arguments.groups,
         "group people": arguments.group_people,
-        "threads": arguments.threads,
-        "versions": versions(),
         "cells": [asdict(cell) for cell in cells],
         "relative gains": gains,
         "unseen of group gain": kept,
@@ -306,7 +288,6 @@ def kept_share(
 
 def markdown(content: dict[str, Any], cells: Sequence[Cell], rows: dict[str, list[Row]]) -> str:
     """The tables as Markdown."""
-    names = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     lines = [
         f"{content['people']} {content['split']} people, {content['questions']} questions, "
         f"histories of at most {ITEMS} items. {content['model']}, {content['dtype']}, seed "
@@ -361,7 +342,7 @@ def markdown(content: dict[str, Any], cells: Sequence[Cell], rows: dict[str, lis
         )
         + f" on {content['threads']} thread{'s' * (content['threads'] > 1)}.",
         "",
-        f"`{content['command']}`; {names}.",
+        last_line(content),
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,8 @@
 """What each part of a profile is worth, on the develop people: figures 3 and 5, and a table.
 
-    python experiments/chameleon/ablations.py --data FOLDER                    # hours; goes on
-    python experiments/chameleon/ablations.py --data FOLDER --only users items # some
-    python experiments/chameleon/ablations.py --data FOLDER --quick            # only shows it runs
+    python experiments/chameleon/parts.py --data FOLDER                    # hours; goes on
+    python experiments/chameleon/parts.py --data FOLDER --only users items # some
+    python experiments/chameleon/parts.py --data FOLDER --quick            # only shows it runs
 
 Everything but one setting stays as `Personalization` has it. Questions are those of persona.py; the
 model need not write, so that style is not measured. FOLDER is as in persons.py.
@@ -31,14 +31,14 @@ import numpy as np
 from making import Maker, gate_of, seconds
 from persona import ITEMS, UNSTEERED, plain
 from persons import People, Person, Question, questions, read_talk
+from shared import common_parser, known, last_line
 from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval, soundness
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
-from precision import add_dtype, loaded  # noqa: E402
+from precision import loaded  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
-from timing import command  # noqa: E402
 
 from steer.edits import ZERO  # noqa: E402
 from steer.imitate import Imitation  # noqa: E402
@@ -46,9 +46,7 @@ from steer.models import LanguageModel  # noqa: E402
 from steer.personalizer import Personalization  # noqa: E402
 from steer.profile import Profile  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
-from steer.resources import cache_dir  # noqa: E402
 from steer.soundness import Soundness  # noqa: E402
-from steer.versions import versions  # noqa: E402
 
 USERS = (1, 2, 4, 8, 16, 32, 64)
 HISTORY = (1, 2, 4, 8, 16)
@@ -148,7 +146,7 @@ def main() -> None:
     people = everybody.develop[: arguments.people]
     asked = questions(people, arguments.questions, seed=arguments.seed)
     model = loaded(arguments)
-    folder = Path(arguments.work_dir) / "ablations"
+    folder = Path(arguments.work_dir) / "parts"
     none = ask(model, asked, Arm(UNSTEERED, plain, [ZERO] * len(people)), folder, write=False)
     whole = soundness(model, [ZERO], general(arguments), folder)
     cells = _cells(UNSTEERED, "", none, None, whole)
@@ -163,20 +161,11 @@ def main() -> None:
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
     parts = tuple(dict.fromkeys(variant.part for variant in variants()))
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the open data sets")
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    add_dtype(parser)
     parser.add_argument("--people", type=int, default=24)
     parser.add_argument("--questions", type=int, default=4, help="about each of them")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "chameleon")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "chameleon"
-    )
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.people, arguments.questions = 4, 1
@@ -237,20 +226,14 @@ def write(
 ) -> None:
     """Write JSON, CSV, Markdown and the figures."""
     content = {
-        "command": command("experiments/chameleon/ablations.py"),
-        "model": model.name,
-        "fingerprint": model.fingerprint.to_dict(),
-        "dtype": arguments.dtype,
-        "seed": arguments.seed,
+        **known("experiments/chameleon/parts.py", model, arguments),
         "people": people,
         "questions": asked,
-        "threads": arguments.threads,
-        "versions": versions(),
         "cells": [asdict(cell) for cell in cells],
     }
-    write_json(arguments.output / "ablations.json", content)
-    write_csv(arguments.output / "ablations.csv", Cell, cells)
-    write_markdown(arguments.output / "ablations.md", markdown(content, cells))
+    write_json(arguments.output / "parts.json", content)
+    write_csv(arguments.output / "parts.csv", Cell, cells)
+    write_markdown(arguments.output / "parts.md", markdown(content, cells))
     for part, name, label in (
         ("users", "figure3.png", "people of whom the group is made"),
         ("items", "figure5.png", "items of the history"),
@@ -261,7 +244,6 @@ def write(
 
 def markdown(content: dict[str, Any], cells: Sequence[Cell]) -> str:
     """The table as Markdown."""
-    names = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     lines = [
         f"{content['people']} develop people, {content['questions']} questions, histories of at "
         f"most {ITEMS} items. {content['model']}, {content['dtype']}, seed {content['seed']}. In "
@@ -279,7 +261,7 @@ def markdown(content: dict[str, Any], cells: Sequence[Cell]) -> str:
             f"| {row[0].part} | {row[0].setting} | {shown} | {row[0].dose:.2f} | "
             f"{row[0].relevant:.0%} | {row[0].incoherent:.0%} | {row[0].seconds:.0f} |"
         )
-    lines += ["", f"`{content['command']}`; {names}."]
+    lines += ["", last_line(content)]
     return "\n".join(lines) + "\n"
 
 
