@@ -157,7 +157,7 @@ class Personalizer:
                 it holds no text.
 
         Raises:
-            InputError: If the history is not usable, or a method begins with nothing.
+            InputError: If the history or the start is not usable.
             DataError: If it gives no usable pairs.
             CalibrationError: If no dose of the edit has the divergence that is asked for.
         """
