@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import steer
-from steer import insights
+from steer import insights, quick
+from steer.bundle import Bundle
 from steer.chat import render
 from steer.continuations import Continuations
 from steer.contrast import SAMPLING
@@ -825,3 +826,17 @@ def test_a_mixed_batch_of_three_profiles_equals_each_alone(
         (alone,) = steerer.answer(prompts[i : i + 1], profile=person, decoding=decoding)
         assert alone.tokens == batch[i].tokens
         assert (alone.tokens == plain[i].tokens) == (person is None)
+
+
+def test_the_default_steerer_makes_profiles(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle("tiny", model.fingerprint, "response", {}, {}, {})
+    steerer = Steerer(model, bundle)
+    monkeypatch.setattr(quick, "default_steerer", lambda: steerer)
+    made = steer.personalize(HISTORY[:2], keep_evidence=True)
+    assert made.edit.digest == steerer.personalize(HISTORY[:2]).edit.digest
+    assert made.evidence == read_history(HISTORY[:2])
+    assert steer.generate("Hi there", profile=made, max_new_tokens=4) == steerer.generate(
+        "Hi there", profile=made, max_new_tokens=4
+    )
