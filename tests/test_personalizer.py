@@ -837,6 +837,7 @@ def test_the_default_steerer_makes_profiles(
     made = steer.personalize(HISTORY[:2], keep_evidence=True)
     assert made.edit.digest == steerer.personalize(HISTORY[:2]).edit.digest
     assert made.evidence == read_history(HISTORY[:2])
-    assert steer.generate("Hi there", profile=made, max_new_tokens=4) == steerer.generate(
-        "Hi there", profile=made, max_new_tokens=4
-    )
+    strong = replace(made, edit=20.0 * made.edit)
+    said = steer.generate("Hi there", profile=strong, max_new_tokens=8)
+    assert said == steerer.generate("Hi there", profile=strong, max_new_tokens=8)
+    assert said != steer.generate("Hi there", max_new_tokens=8)
