@@ -8,14 +8,11 @@ before it are read once and kept: each pass is as long as an answer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from steer.activations import Tokens
-from steer.batches import Sequences
+from steer.batches import Sequences, pad
 from steer.errors import InputError
 from steer.models import LanguageModel
 
@@ -47,32 +44,26 @@ class Continuations:
         if not sequences:
             raise InputError("expected prompts with responses, got none")
         self._model = language_model
-        responses = [response for _, response in sequences]
-        prompts = [list(prompt) for prompt, _ in sequences]
-        shared = all(prompt == prompts[0] for prompt in prompts)
-        filler = language_model.tokenizer.pad_token_id
-        last = [
-            [prompt[-1], *response] for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        ids, mask = _padded(last, filler, left=False)
-        before, known = _padded([p[:-1] for p in (prompts[:1] if shared else prompts)], filler)
-        device = language_model.device
-        before, known = before.to(device), known.to(device)
+        # What an edit may change begins with a prompt's last token.
+        parts = [(list(prompt[:-1]), [prompt[-1], *response]) for prompt, response in sequences]
+        batch = pad(language_model, parts, list(range(len(parts))))
+        begin = batch.prompt_length
+        shared = all(prompt == parts[0][0] for prompt, _ in parts)
+        rows = slice(1 if shared else None)
         with torch.no_grad():
             self._cache = language_model.model(
-                input_ids=before,
-                attention_mask=known,
-                position_ids=(known.cumsum(1) - 1).clamp(min=0),
+                input_ids=batch.ids[rows, :begin],
+                attention_mask=batch.mask[rows, :begin],
+                position_ids=batch.positions[rows, :begin],
                 use_cache=True,
                 logits_to_keep=1,
             ).past_key_values
         if shared:
-            self._cache.batch_repeat_interleave(len(prompts))
-            known = known.expand(len(prompts), -1)
-        self.ids = ids.to(device)
-        self.mask = mask[:, 1:].float().to(device)
-        self._attention = torch.cat([known, mask.to(device)], 1)
-        self._positions = known.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=device)
+            self._cache.batch_repeat_interleave(len(parts))
+        self.ids = batch.ids[:, begin:]
+        self.mask = batch.response_mask[:, 1:]
+        self._attention = batch.mask
+        self._positions = batch.positions[:, begin:]
 
     def logits(self) -> Tensor:
         """Logits (B, R, vocabulary) of what comes at each response position, in fp32.
@@ -97,15 +88,3 @@ class Continuations:
         # Not by way of all log-probabilities, which are as large again as the logits.
         each = logits.gather(-1, targets)[..., 0] - logits.logsumexp(-1)
         return (each * self.mask).sum(1)
-
-
-def _padded(rows: Sequence[Tokens], filler: int, *, left: bool = True) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, T) of rows of token ids."""
-    longest = max(map(len, rows))
-    ids = np.full((len(rows), longest), filler)
-    mask = np.zeros((len(rows), longest), np.int64)
-    for index, row in enumerate(rows):
-        columns = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[index, columns] = row
-        mask[index, columns] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
