@@ -178,7 +178,7 @@ class Personalizer:
         else:
             pairs, plain = self._pairs(items, insights)
             found["pairs"] = len(pairs.pairs)
-            edit, dose = self._dosed(self._read(pairs, plain), settings.kl)
+            edit, dose = self._dosed(self._read(pairs, plain))
         if insights is not None:
             found["insight by"] = insights.personal_by
         found["seconds"] = time.perf_counter() - begin
@@ -226,10 +226,7 @@ class Personalizer:
             disliked=[sequence(item, item.disliked) for item in items if item.disliked is not None],
             start=None if start is None else start.edit,
         )
-        dose = self._meter.kl(behind(self._gate, edit))
-        if dose <= self.settings.kl * (1 + _TOLERANCE):
-            return edit, dose
-        return self._dosed(edit, self.settings.kl)
+        return self._dosed(edit, at_most=True)
 
     def _pairs(
         self, items: Sequence[HistoryItem], insights: Insights | None
@@ -289,18 +286,18 @@ class Personalizer:
             layers = candidate_layers(subspace, "ccs-jump")["ccs-jump"]
         return make_edit(subspace, layers, settings.method)
 
-    def _dosed(self, edit: Edit, kl: float) -> tuple[Edit, float]:
-        """The edit at a dose, and that dose.
+    def _dosed(self, edit: Edit, *, at_most: bool = False) -> tuple[Edit, float]:
+        """The edit at the dose that is asked for, and its dose; as it is if less will do.
 
         A person waits for a profile, so it is not searched on a grid as a trait's is
         (`steer.dose.calibrate`): divergence grows nearly as a power of the factor, so a few secant
         steps on the logarithms of both do.
         """
-        factor, slope = 1.0, 2.0
+        kl, factor, slope = self.settings.kl, 1.0, 2.0
         known: tuple[float, float] | None = None
         for _ in range(_TRIES):
             dose = self._meter.kl(behind(self._gate, factor * edit))
-            if abs(dose - kl) <= _TOLERANCE * kl:
+            if abs(dose - kl) <= _TOLERANCE * kl or (at_most and known is None and dose < kl):
                 return factor * edit, dose
             point = float(np.log(factor)), float(np.log(max(dose, 1e-9)))
             if known is not None and point[0] != known[0]:
