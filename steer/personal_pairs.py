@@ -63,23 +63,21 @@ def personal_pairs(
             raise InputError("the contrast 'insights' needs insights")
         ways = (("as_personal", insights.personal), ("as_neutral", insights.neutral))
         requests = [
-            [instructed(one, templates()[way].format(insight=text)) for one in asked]
+            instructed(one, templates()[way].format(insight=text))
             for way, text in ways
+            for one in asked
         ]
     else:
         history = shown(items)
-        requests = [
-            [templates()["shown"].format(history=history, text=one) for one in asked],
-            asked,
-        ]
-    texts = [render(language_model.tokenizer, text) for text in requests[0] + requests[1]]
+        requests = [templates()["shown"].format(history=history, text=one) for one in asked]
+        requests += asked
+    texts = [render(language_model.tokenizer, text) for text in requests]
     written = generate_batch(language_model, texts, SAMPLING, seed=seed)
     answers = []
     for i in range(len(asked)):
         for pole, row in (("positive", i), ("negative", len(asked) + i)):
             one = written[row]
-            request = (requests[0] + requests[1])[row]
-            answers.append(Answer(str(i), pole, request, one.text, one.tokens))
+            answers.append(Answer(str(i), pole, requests[row], one.text, one.tokens))
     found = select_pairs(NAME, answers)
     return found, [asked[int(pair.positive.prompt_id)] for pair in found.pairs]
 
