@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from persona import ITEMS, from_groups, grouped, makers, plain
-from persons import Person, Question, questions, read_talk
+from persons import Person, Question, histories_of, questions, read_talk
 from shared import add_group, common_parser, known, last_line
 from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval
 
@@ -84,7 +84,7 @@ def main() -> None:
     asked = questions(people, arguments.questions, seed=arguments.seed)
     model = loaded(arguments)
     folder = Path(arguments.work_dir) / "training"
-    histories = [list(person.history[:ITEMS]) for person in people]
+    histories = histories_of(people, ITEMS)
     none = ask(model, asked, Arm("unsteered", plain, [ZERO] * len(people)), folder, write=False)
     users, groups = makers(model, arguments)
     starts, _ = grouped(groups, everybody, people, arguments)

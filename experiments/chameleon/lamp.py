@@ -32,6 +32,7 @@ from lamp_tasks import (
     own_text,
     with_history,
 )
+from making import gate_of
 from shared import common_parser, last_line
 from tqdm import tqdm
 
@@ -41,7 +42,6 @@ from precision import loaded  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
-from steer.bundle import Bundle  # noqa: E402
 from steer.chat import render  # noqa: E402
 from steer.edits import ZERO, Edit  # noqa: E402
 from steer.errors import CalibrationError, DataError  # noqa: E402
@@ -52,8 +52,6 @@ from steer.hooks import attach  # noqa: E402
 from steer.likelihood import response_tokens  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.personalizer import Personalization, Personalizer  # noqa: E402
-from steer.resources import data_dir  # noqa: E402
-from steer.steerer import DEFAULT_BUNDLE  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
 UNSTEERED, FIRST, SIMILAR, PROFILE = ARMS = (
@@ -184,8 +182,7 @@ def profile_edits(
     An entry of a profile is asked in the words of the question. A history that gives no profile
     leaves the model as it is.
     """
-    bundle = data_dir() / "bundles" / DEFAULT_BUNDLE
-    gate = Bundle.load(bundle).gate if arguments.model is None else None
+    gate = gate_of(arguments)
     settings = Personalization(items=4 if arguments.quick else 32, seed=arguments.seed)
     personalizer = Personalizer(model, gate=gate, settings=settings)
     edits = []

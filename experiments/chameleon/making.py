@@ -15,7 +15,7 @@ from steer.bundle import Bundle
 from steer.edits import Edit
 from steer.gate import Gate, behind
 from steer.groups import group_profiles
-from steer.history import History, HistoryItem
+from steer.history import HistoryItem
 from steer.models import LanguageModel
 from steer.personalizer import Personalization, Personalizer
 from steer.profile import Profile
@@ -109,11 +109,6 @@ def seconds(profiles: Sequence[Profile]) -> tuple[float, float, float]:
     """What a profile takes, with its interval."""
     values = np.array([float(profile.statistics["seconds"]) for profile in profiles])
     return float(values.mean()), *interval(drawn(values))
-
-
-def histories_of(people: Sequence[object], items: int | None = None) -> list[History]:
-    """Of each person, the first items."""
-    return [list(person.history[:items]) for person in people]  # type: ignore[attr-defined]
 
 
 def _texts(histories: Histories) -> list[list[dict[str, object]]]:

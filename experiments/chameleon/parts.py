@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from making import Maker, gate_of, seconds
 from persona import ITEMS, UNSTEERED, plain
-from persons import People, Person, Question, questions, read_talk
+from persons import People, Person, Question, histories_of, questions, read_talk
 from shared import common_parser, known, last_line
 from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval, soundness
 
@@ -186,11 +186,11 @@ def measured(
     maker = Maker(model, settings, gate_of(arguments), Path(arguments.work_dir))
     if variant.users:
         members = everybody.others[: variant.users]
-        histories = [list(person.history[:ITEMS]) for person in members]
+        histories = histories_of(members, ITEMS)
         made = maker.groups(histories, ["group-1"] * len(members))
         profiles = [made["group-1"]] * len(people)
     else:
-        profiles = maker.each([list(person.history[: variant.items]) for person in people])
+        profiles = maker.each(histories_of(people, variant.items))
     arm = Arm(f"{variant.part} {variant.setting}", plain, maker.edits(profiles))
     rows = ask(model, asked, arm, folder, write=False)
     whole = soundness(model, arm.edits, general(arguments), folder)

@@ -33,7 +33,15 @@ from typing import Any
 
 import numpy as np
 from making import Maker, gate_of, seconds
-from persons import People, Person, Question, questions, read_authors, read_talk
+from persons import (
+    People,
+    Person,
+    Question,
+    histories_of,
+    questions,
+    read_authors,
+    read_talk,
+)
 from shared import add_group, common_parser, known, last_line
 from telling import (
     GAINED,
@@ -108,7 +116,7 @@ def main() -> None:
     asked = questions(people, arguments.questions, seed=arguments.seed)
     model = loaded(arguments)
     folder = Path(arguments.work_dir) / "persona"
-    histories = [list(person.history[:ITEMS]) for person in people]
+    histories = histories_of(people, ITEMS)
     users, groups = makers(model, arguments)
     own = users.each(histories)
     member, unseen = grouped(groups, everybody, people, arguments)
@@ -171,7 +179,7 @@ def grouped(
     for half in halves:
         more = everybody.others[: max(0, arguments.group_people - len(half))]
         members = [*(people[i] for i in half), *more]
-        histories = [list(person.history[:ITEMS]) for person in members]
+        histories = histories_of(members, ITEMS)
         names = cluster(histories, arguments.groups, seed=arguments.seed)
         profiles = maker.groups(histories, names)
         made.append((profiles, dict(zip(half, names, strict=False))))

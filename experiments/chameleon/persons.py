@@ -105,6 +105,11 @@ def questions(people: Sequence[Person], each: int, *, seed: int = 0) -> list[Que
     return result
 
 
+def histories_of(people: Sequence[Person], items: int) -> list[list[HistoryItem]]:
+    """Of each person, the first items."""
+    return [list(person.history[:items]) for person in people]
+
+
 def read_talk(folder: Path, *, seed: int = 0) -> People:
     """The people of Synthetic-Persona-Chat.
 

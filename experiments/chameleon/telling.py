@@ -11,8 +11,10 @@ single texts, most of the distance is what they are about.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,22 @@ from numpy.typing import NDArray
 from persons import Question
 from tqdm import tqdm
 
-from steer.chat import render
-from steer.edits import Edit
-from steer.generation import Decoding, end_tokens, generate_batch, prompt_tokens
-from steer.hooks import attach
-from steer.journal import Journal
-from steer.likelihood import response_tokens
-from steer.measures import is_broken, is_looping
-from steer.models import LanguageModel
-from steer.resources import content_key
-from steer.sentence_encoder import embed_style
-from steer.soundness import Soundness
+# What these experiments share with the arena.
+sys.path.append(str(Path(__file__).parents[1] / "arena"))
+from judging import draws  # noqa: E402
 
-DRAWS = 2000
+from steer.chat import render  # noqa: E402
+from steer.edits import Edit  # noqa: E402
+from steer.generation import Decoding, end_tokens, generate_batch, prompt_tokens  # noqa: E402
+from steer.hooks import attach  # noqa: E402
+from steer.journal import Journal  # noqa: E402
+from steer.likelihood import response_tokens  # noqa: E402
+from steer.measures import is_coherent  # noqa: E402
+from steer.models import LanguageModel  # noqa: E402
+from steer.resources import content_key  # noqa: E402
+from steer.sentence_encoder import embed_style  # noqa: E402
+from steer.soundness import Soundness  # noqa: E402
+
 _BATCH = 16
 # Turns of a conversation are short; no rule against what stands in the prompt, which would bind
 # prompts with a history more.
@@ -65,7 +70,7 @@ class Row:
     @property
     def incoherent(self) -> bool:
         """Whether the answer loops or is broken."""
-        return is_looping(self.answer) or is_broken(self.answer)
+        return not is_coherent(self.answer)
 
 
 @dataclass(frozen=True)
@@ -200,17 +205,23 @@ def by_person(rows: Sequence[Row], measure: str) -> NDArray[np.float64]:
     groups = [[row for row in rows if row.person == i] for i in sorted({r.person for r in rows})]
     if measure != STYLE:
         return np.array([np.mean([BY_ROW[measure](row) for row in group]) for group in groups])
-    # An empty answer has no style; a full stop is the nearest text to it.
-    written = embed_style([row.answer or "." for group in groups for row in group])
-    true = embed_style([row.text for group in groups for row in group])
-    far = np.split(written - true, np.cumsum([len(group) for group in groups])[:-1])
+    apart = _apart(tuple((row.answer, row.text) for group in groups for row in group))
+    far = np.split(apart, np.cumsum([len(group) for group in groups])[:-1])
     return np.array([np.linalg.norm(one.mean(0)) for one in far], np.float64)
+
+
+# An arm is compared with one arm after another.
+@lru_cache(maxsize=32)
+def _apart(texts: tuple[tuple[str, str], ...]) -> NDArray[np.float32]:
+    """How far answers lie from true texts in style, (n, 384)."""
+    # An empty answer has no style; a full stop is the nearest text to it.
+    written = embed_style([answer or "." for answer, _ in texts])
+    return written - embed_style([true for _, true in texts])
 
 
 def drawn(values: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
     """Means over people drawn anew, (DRAWS,); the same people whatever the values, so they pair."""
-    chosen = np.random.default_rng(seed).integers(len(values), size=(DRAWS, len(values)))
-    return np.asarray(values[chosen].mean(1))
+    return np.asarray(values[draws(len(values), seed)].mean(1))
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
