@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from steer.models import LanguageModel, load_model
     from steer.personalizer import Personalization
     from steer.pipeline import build
+    from steer.preference import Preference
     from steer.profile import Profile
     from steer.quick import generate, personalize
     from steer.recipe import Recipe
     from steer.steerer import Steerer, load
     from steer.traits import Trait, load_traits, read_trait
     from steer.versions import __version__
+    from steer.wishes import weights_from_words
 else:
     _MODULES = {
         "Bundle": "bundle",
@@ -34,6 +36,7 @@ else:
         "HistoryItem": "history",
         "LanguageModel": "models",
         "Personalization": "personalizer",
+        "Preference": "preference",
         "Profile": "profile",
         "Recipe": "recipe",
         "SteerError": "errors",
@@ -49,6 +52,7 @@ else:
         "load_traits": "traits",
         "personalize": "quick",
         "read_trait": "traits",
+        "weights_from_words": "wishes",
     }
 
     def __getattr__(name):
@@ -69,6 +73,7 @@ __all__ = [
     "HistoryItem",
     "LanguageModel",
     "Personalization",
+    "Preference",
     "Profile",
     "Recipe",
     "SteerError",
@@ -84,4 +89,5 @@ __all__ = [
     "load_traits",
     "personalize",
     "read_trait",
+    "weights_from_words",
 ]

@@ -17,6 +17,7 @@ from steer.certificate import Certificate, Measured
 from steer.edits import ZERO, Edit
 from steer.errors import InputError
 from steer.objective import Objective
+from steer.questions import Answered
 from steer.route import route
 from steer.weights import normalise_weights
 
@@ -116,6 +117,7 @@ class Portfolio:
         certificate: The worst case over all mixtures, relative to the candidates.
         searched: What the search measured of these and of other candidates, on fewer and shorter
             answers; empty if its figures are those above.
+        answered: What the kept edits answered to some prompts, to ask a person about.
     """
 
     traits: tuple[str, ...]
@@ -128,6 +130,7 @@ class Portfolio:
     edits: tuple[Edit, ...]
     certificate: Certificate
     searched: tuple[Trial, ...] = ()
+    answered: tuple[Answered, ...] = ()
 
     def __post_init__(self) -> None:
         d, n = len(self.traits), len(self.candidates)
@@ -157,6 +160,11 @@ class Portfolio:
             raise InputError("portfolio: the certificate is of other traits or candidates")
         if any(len(trial.rewards) != d for trial in self.searched):
             raise InputError(f"portfolio: expected {d} rewards of everything that was searched")
+        if any(one.rewards.shape != (len(self.kept) + 1, d) for one in self.answered):
+            raise InputError(
+                f"portfolio: expected an answer of the unsteered model and of each of the "
+                f"{len(self.kept)} kept edits, with {d} rewards each"
+            )
         for array in (self.mean_rewards, self.kl):
             array.setflags(write=False)
         _ = self.measured  # checks the numbers

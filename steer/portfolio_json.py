@@ -14,8 +14,19 @@ from steer.errors import InputError
 from steer.fields import check_number, check_object, check_text, check_whole, exact_keys
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio, Trial
+from steer.questions import Answered
 
 _WHERE = "field 'portfolio'"
+_KEYS = {
+    "traits",
+    "rewards",
+    "objective",
+    "candidates",
+    "kept",
+    "certificate",
+    "searched",
+    "answered",
+}
 
 
 def to_json(portfolio: Portfolio) -> dict[str, Any]:
@@ -36,6 +47,14 @@ def to_json(portfolio: Portfolio) -> dict[str, Any]:
         "kept": list(portfolio.kept),
         "certificate": _certificate_to_json(portfolio.certificate),
         "searched": [_trial_to_json(trial) for trial in portfolio.searched],
+        "answered": [
+            {
+                "prompt": one.prompt,
+                "answers": list(one.answers),
+                "rewards": one.rewards.tolist(),
+            }
+            for one in portfolio.answered
+        ],
     }
 
 
@@ -49,9 +68,9 @@ def from_json(value: object, edits: Sequence[Edit]) -> Portfolio:
     Raises:
         InputError: If a field is missing, unknown or not usable.
     """
-    fields = check_object(value, _WHERE)
-    expected = {"traits", "rewards", "objective", "candidates", "kept", "certificate", "searched"}
-    exact_keys(fields, expected, _WHERE)
+    # A portfolio of before there were any has no answers.
+    fields = {"answered": [], **check_object(value, _WHERE)}
+    exact_keys(fields, _KEYS, _WHERE)
     # Without fairness it was written before there was any.
     objective = {"fairness": 0.0, **check_object(fields["objective"], f"{_WHERE}, 'objective'")}
     exact_keys(objective, {"fairness", "penalty", "kl_unit", "f_max"}, f"{_WHERE}, 'objective'")
@@ -74,6 +93,21 @@ def from_json(value: object, edits: Sequence[Edit]) -> Portfolio:
         edits=tuple(edits),
         certificate=_certificate_from_json(fields["certificate"]),
         searched=_trials(fields["searched"], "searched"),
+        answered=tuple(_answered(one) for one in _list(fields["answered"], "'answered'")),
+    )
+
+
+def _answered(value: object) -> Answered:
+    where = f"{_WHERE}, 'answered'"
+    fields = check_object(value, where)
+    exact_keys(fields, {"prompt", "answers", "rewards"}, where)
+    rewards = [_numbers(row, "answered, rewards") for row in _list(fields["rewards"], "'rewards'")]
+    if len({len(row) for row in rewards}) > 1:
+        raise InputError(f"{where}: answers differ in their number of rewards")
+    return Answered(
+        check_text(fields["prompt"], where),
+        _texts(fields["answers"], "'answers'"),
+        np.array(rewards, np.float64),
     )
 
 

@@ -29,6 +29,7 @@ from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio, Trial
 from steer.prompts import check_develop_left
 from steer.prune import prune, prune_to_size
+from steer.questions import most_telling
 from steer.resources import content_key
 from steer.rewards import Reward
 from steer.search import Effort, SearchResult, search
@@ -52,6 +53,7 @@ class PortfolioRecipe:
             there decides. 0: the search decides.
         confirm_decoding: How those are answered.
         objective: J.
+        questions: Number of prompts whose answers are kept, to ask people about.
         effort: How hard each weight is searched for.
         served: Loss of J at which a weight needs no search of its own.
     """
@@ -67,6 +69,7 @@ class PortfolioRecipe:
     confirm_prompts: int = 40
     confirm_decoding: Decoding = Decoding()
     objective: Objective = Objective()
+    questions: int = 12
     effort: Effort = Effort()
     served: float = 0.02
 
@@ -84,6 +87,8 @@ class PortfolioRecipe:
         for name, number in zip(("epsilon", "delta"), guarantee, strict=True):
             if number is not None and not 0 <= number < math.inf:
                 raise InputError(f"portfolio {name}: expected a number >= 0, got {number}")
+        if self.questions < 0:
+            raise InputError(f"portfolio questions: expected 0 or more, got {self.questions}")
         if not 4 <= self.prompts <= 100:
             raise InputError(f"portfolio prompts: expected 4 to 100, got {self.prompts}")
         check_develop_left("portfolio confirm_prompts", self.confirm_prompts, self.prompts)
@@ -151,15 +156,17 @@ def precompute(
         seed=seed,
     )
     evaluations: Sequence[Evaluation] = found.evaluations
+    deciding = searched
     if recipe.confirm_prompts:
-        confirm = evaluator(
+        deciding = evaluator(
             prompts[recipe.prompts : wanted],
             recipe.confirm_decoding,
             _confirm_path(path, recipe),
         )
-        evaluations = _confirmed(confirm, _shortlist(found, recipe.shortlist))
+        evaluations = _confirmed(deciding, _shortlist(found, recipe.shortlist))
     data = measured(evaluations, recipe.objective)
     kept = _prune(data, recipe)
+    served = [evaluations[i] for i in (0, *kept)]
     return Portfolio(
         traits=recipe.traits,
         rewards=tuple(reward.name for reward in rewards),
@@ -176,6 +183,12 @@ def precompute(
         )
         if recipe.confirm_prompts
         else (),
+        answered=most_telling(
+            deciding.prompts,
+            [one.texts for one in served],
+            np.stack([one.rewards for one in served]),
+            recipe.questions,
+        ),
     )
 
 

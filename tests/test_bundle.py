@@ -30,6 +30,7 @@ from steer.interference import Interference
 from steer.models import Fingerprint
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio, Trial
+from steer.questions import Answered
 from steer.trait_entry import TraitEntry
 
 WIDTH = 6
@@ -87,6 +88,9 @@ def _portfolio(**changes):
             Trial(Candidate("deep", (0.0, 0.0)), (0.25, 0.25), 0.0),
             Trial(Candidate("deep", (0.1, 0.2)), (0.125, 1.0), 0.75),
         ),
+        "answered": (
+            Answered("Why ü?", ("a", "", "c\n"), np.array([[0.1, 1 / 3], [0, 1], [0.5, 0.25]])),
+        ),
     }
     return Portfolio(**{**fields, **changes})
 
@@ -132,6 +136,8 @@ def _same_portfolio(a, b):
         all(getattr(a, key) == getattr(b, key) for key in plain)
         and a.mean_rewards.tobytes() == b.mean_rewards.tobytes()
         and a.kl.tobytes() == b.kl.tobytes()
+        and [(x.prompt, x.answers, x.rewards.tolist()) for x in a.answered]
+        == [(x.prompt, x.answers, x.rewards.tolist()) for x in b.answered]
         and all(_same_edit(x, y) for x, y in zip(a.edits, b.edits, strict=True))
         and (one.curve, one.candidates) == (other.curve, other.candidates)
         and all(
@@ -397,6 +403,8 @@ def test_a_loaded_portfolio_serves_alike(saved):
         ({"kept": (1, 1)}, "kept"),
         ({"kept": (1, 9)}, "kept"),
         ({"edits": ()}, "0 edits for 2"),
+        ({"answered": (Answered("?", ("a", "b"), np.zeros((2, 2))),)}, "each of the 2 kept"),
+        ({"answered": (Answered("?", ("a", "b", "c"), np.zeros((3, 1))),)}, "2 rewards"),
     ],
 )
 def test_portfolio_arguments(changes, match):
@@ -820,6 +828,31 @@ def test_a_portfolio_of_before_fairness(saved):
     found = Bundle.load(saved).portfolio
     assert found.objective == Objective(fairness=0.0, penalty=0.1, kl_unit=0.5, f_max=0.3)
     np.testing.assert_allclose(found.measured.utilities, found.mean_rewards)
+
+
+def test_a_portfolio_of_before_answers(saved):
+    def older(document):
+        del document["portfolio"]["answered"]
+        return {**document, "schema": 4}
+
+    saved.write_bytes(_redocument(saved.read_bytes(), older))
+    assert _same(Bundle.load(saved), _bundle(portfolio=_portfolio(answered=())))
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (1, "expected a list"),
+        ([{"prompt": "a", "answers": ["b"]}], "rewards"),
+        ([{"prompt": "a", "answers": [1], "rewards": [[1, 1]]}], "expected text"),
+        ([{"prompt": "a", "answers": ["b"] * 3, "rewards": [[1, 1], [1], [1, 1]]}], "differ"),
+        ([{"prompt": "a", "answers": ["b"] * 3, "rewards": [[2, 1]] * 3}], "from 0 to 1"),
+        ([{"prompt": "a", "answers": ["b"] * 2, "rewards": [[1, 1]] * 2}], "each of the 2 kept"),
+    ],
+)
+def test_answers_in_a_file_that_are_refused(saved, value, match):
+    change = _set("portfolio", "answered", value=value)
+    _refused(saved, _redocument(saved.read_bytes(), change), BundleFormatError, match)
 
 
 @pytest.mark.parametrize("change", [_set("scope", value="all"), _set("sha256", value=None)])

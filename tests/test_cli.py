@@ -35,7 +35,10 @@ from steer.models import Fingerprint, load_model
 from steer.objective import Objective
 from steer.picture import grids, heat_map
 from steer.portfolio import Candidate, Portfolio
+from steer.posterior import Posterior
 from steer.precompute import PortfolioRecipe
+from steer.preference import Preference
+from steer.questions import Answered
 from steer.recipe import Recipe
 from steer.trait_entry import TraitEntry
 
@@ -832,6 +835,95 @@ def test_generate_routes_or_composes(steer, folder: Path, routed: Path) -> None:
     _, out, _ = steer("generate", *arguments, "--compose", *files)
     assert out.split() == ["short"] * 3
     fails(steer("generate", "hello", "--compose", *files), 2, "--compose")
+
+
+# --- onboard --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(routed: Path) -> Path:
+    """The routed bundle with prompts that both of its edits answered."""
+    bundle = Bundle.load(routed)
+    assert bundle.portfolio is not None
+    answered = (
+        Answered("Why?", ("plain " * 200, "kind words"), np.array([[0.9, 0.1], [0.1, 0.9]])),
+        Answered("How?", ("so", "like this"), np.array([[0.8, 0.2], [0.3, 0.7]])),
+        Answered("When?", ("now", "soon, dear"), np.array([[0.9, 0.3], [0.2, 0.6]])),
+    )
+    replace(bundle, portfolio=replace(bundle.portfolio, answered=answered)).save(routed)
+    return routed
+
+
+def says(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_onboard_asks_and_keeps(
+    steer, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person who always takes the warm answer is found out, whichever side it is on."""
+    bundle = ("--bundle", str(asked), "--regret", "0")
+    sides = set()
+    for seed in ("0", "1", "2"):
+        chosen = ""
+        for count in range(1, 4):
+            says(monkeypatch, chosen + "q\n")
+            shown = steer("onboard", *bundle, "--seed", seed)[1]
+            last = shown.split("Which do you prefer?")[count - 1]
+            (line,) = [one for one in last.splitlines() if re.search("kind|like this|soon", one)]
+            chosen += "1\n" if re.match(r"\s{1,4}(kind|like|soon)", line) else "2\n"
+        sides |= set(chosen.split())
+        says(monkeypatch, chosen)
+        me = tmp_path / f"{seed}.json"
+        code, out, err = steer("onboard", *bundle, "--seed", seed, "--output", str(me))
+        assert (code, err) == (0, "") and out.count("Which do you prefer?") == 3
+        assert "(200 words in all)" in " ".join(out.split()) and "●" in out
+        assert "You are served by entry 1" in out and me.name in out
+        assert Preference.load(me).weights["warmth"] > 0.6
+    assert sides == {"1", "2"}
+
+
+def test_onboard_reads_again_skips_and_ends(steer, asked: Path, monkeypatch) -> None:
+    for answers, questions in (("x\ns\nS\ns\n", 3), ("s\n", 2), ("", 1), ("q", 1)):
+        says(monkeypatch, answers)
+        code, out, _ = steer("onboard", "--bundle", str(asked), "--regret", "0")
+        assert code == 0 and out.count("Which do you prefer?") == questions
+        assert out.count("1, 2, s or q") == answers.count("x")
+        assert "0.50" in out
+    says(monkeypatch, "")
+    _, out, _ = steer("onboard", "--bundle", str(asked), "--regret", "1")
+    assert "Which" not in out  # it is certain enough
+
+
+def test_onboard_goes_on(steer, asked: Path, tmp_path: Path) -> None:
+    me, bundle = tmp_path / "me.json", ("--bundle", str(asked), "--questions", "0")
+    steer("onboard", *bundle, "--wish", "Be kind and warm.", "--output", str(me))
+    assert Preference.load(me).weights["warmth"] > 0.7
+    code, out, _ = steer("onboard", *bundle, "--from", str(me))
+    assert code == 0 and "above all more" in out
+    fails(steer("onboard", *bundle, "--from", str(me), "--wish", "be kind"), 2, "--from")
+    fails(steer("onboard", *bundle, "--wish", "The train was late."), 2, "brevity, warmth")
+    Preference({"zest": "zesty"}, Posterior.prior([1.0])).save(me)
+    fails(steer("onboard", *bundle, "--from", str(me)), 2, "zest")
+
+
+def test_onboard_needs_answers(steer, folder: Path, routed: Path) -> None:
+    for path in (routed, folder / "bundle.safetensors"):
+        fails(steer("onboard", "--bundle", str(path)), 2, "no answers to ask about")
+
+
+def test_generate_by_wish_or_preference(steer, folder: Path, asked: Path, tmp_path: Path) -> None:
+    me = tmp_path / "me.json"
+    Preference.of(Bundle.load(asked), {"warmth": 1}).save(me)
+    files = ("--model", str(folder / "model"), "--bundle", str(asked))
+    options = ("--max-new-tokens", "3", "--no-repeat-ngram-size", "0", *files)
+    _, out, _ = steer("generate", "hello", "--preference", str(me), *options)
+    assert out.split() == ["world"] * 3
+    _, out, _ = steer("generate", "hello", "--wish", "Keep it short.", "--compose", *options)
+    assert out.split() == ["short"] * 3
+    both = ("--wish", "Keep it short.", "-w", "brevity=1")
+    fails(steer("generate", "hello", *both, *options), 2, "one of -w, --preference and --wish")
+    fails(steer("generate", "hello", "--preference", f"{me}x", *options), 1, "me.jsonx")
 
 
 def test_inspect_shows_interference(steer, folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from steer.edits import compose
 from steer.errors import InputError
 from steer.evaluation import Evaluation, read_evaluations
 from steer.generation import Decoding
+from steer.measures import is_coherent
 from steer.portfolio import Candidate, Portfolio
 from steer.precompute import PortfolioRecipe, precompute
 from steer.prune import prune_to_size
@@ -66,6 +67,24 @@ def test_a_portfolio_of_a_size(tmp_path: Path) -> None:
         expected = compose(FAMILIES[candidate.family], candidate.coefficients)
         for layer in expected.layers:
             np.testing.assert_allclose(edit.layers[layer].e, expected.layers[layer].e, atol=1e-6)
+
+
+@pytest.mark.parametrize("confirm", [0, 2])
+def test_answers_are_kept_to_ask_about(tmp_path: Path, confirm: int) -> None:
+    """Of the prompts that decided, with the rewards that the answers earn."""
+    recipe = replace(RECIPE, questions=2, confirm_prompts=confirm)
+    prompts = PROMPTS + CONFIRM
+    portfolio = a_portfolio(tmp_path / "edits.jsonl", recipe, prompts=prompts)
+    decided = CONFIRM if confirm else PROMPTS
+    assert len(portfolio.answered) == 2
+    for one in portfolio.answered:
+        assert one.prompt in decided and len(one.answers) == 1 + len(portfolio.kept)
+        for answer, rewards in zip(one.answers, one.rewards, strict=True):
+            whole = is_coherent(answer)
+            earned = [float(reward([one.prompt], [answer])[0]) * whole for reward in REWARDS]
+            np.testing.assert_allclose(rewards, earned, atol=1e-4)
+    unasked = replace(recipe, questions=0)
+    assert a_portfolio(tmp_path / "edits.jsonl", unasked, prompts=prompts).answered == ()
 
 
 def test_a_portfolio_with_a_guarantee(tmp_path: Path) -> None:

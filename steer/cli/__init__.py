@@ -3,7 +3,18 @@
 What a command needs is imported inside it, so that help and usage errors need not wait for torch.
 """
 
-from steer.cli import build, chat, cover, demo, generate, inspect, personalize, route, traits
+from steer.cli import (
+    build,
+    chat,
+    cover,
+    demo,
+    generate,
+    inspect,
+    onboard,
+    personalize,
+    route,
+    traits,
+)
 from steer.cli.app import app, main
 
 __all__ = [
@@ -15,6 +26,7 @@ __all__ = [
     "generate",
     "inspect",
     "main",
+    "onboard",
     "personalize",
     "route",
     "traits",

@@ -19,6 +19,7 @@ from steer.cli.options import (
     Model,
     NgramSize,
     Penalty,
+    PreferenceFile,
     ProfileName,
     Sample,
     Seed,
@@ -26,9 +27,10 @@ from steer.cli.options import (
     TopK,
     TopP,
     Weight,
+    Wish,
     decoding_options,
     load_steerer,
-    weights_of,
+    wanted,
 )
 from steer.errors import InputError
 
@@ -40,6 +42,8 @@ from steer.errors import InputError
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
     weight: Weight = None,
+    preference: PreferenceFile = None,
+    wish: Wish = None,
     profile: ProfileName = None,
     strength: Annotated[
         float | None,
@@ -76,11 +80,13 @@ def generate(
         repetition_penalty,
         no_repeat_ngram_size,
     )
-    weights = weights_of(weight)
+    weights = wanted(weight, preference, wish)
     if strength is not None:
         check_strength(strength)
     if weights is not None and profile is not None:
-        raise InputError("a request has weights or a profile, got both -w and --profile")
+        raise InputError(
+            "a request has weights or a profile, got both; leave out --profile, or the weights"
+        )
     steered = weights is not None or profile is not None
     if not steered and (strength is not None or compare):
         name = "--compare" if compare else "--strength"

@@ -32,6 +32,14 @@ Weight = Annotated[
         help="How much a trait is wanted, >= 0; repeat for a mixture.",
     ),
 ]
+PreferenceFile = Annotated[
+    Path | None,
+    typer.Option("--preference", help="What `steer onboard` kept, in place of weights."),
+]
+Wish = Annotated[
+    str | None,
+    typer.Option("--wish", help='In place of weights, in words: "keep it short, and be kind".'),
+]
 ProfileName = Annotated[
     str | None,
     typer.Option("--profile", metavar="NAME", help="A profile of the bundle, in place of weights."),
@@ -101,6 +109,25 @@ def weights_of(given: Sequence[str] | None) -> dict[str, float] | None:
             raise InputError(f"weight of {name!r} is given twice")
         weights[name] = parse_number(number, f"weight of {name!r}")
     return weights or None
+
+
+def wanted(
+    weight: Sequence[str] | None, preference: Path | None, wish: str | None
+) -> dict[str, float] | None:
+    """Weights, however they are given; None if they are not."""
+    given = [weights_of(weight)]
+    if preference is not None:
+        from steer.preference import Preference
+
+        given.append(Preference.load(preference).weights)
+    if wish is not None:
+        from steer.wishes import weights_from_words
+
+        given.append(weights_from_words(wish))
+    found = [weights for weights in given if weights is not None]
+    if len(found) > 1:
+        raise InputError("give weights by one of -w, --preference and --wish")
+    return found[0] if found else None
 
 
 def parse_number(text: str, what: str) -> float:

@@ -1,0 +1,175 @@
+"""`steer onboard`: a few questions, and what a person is served by their answers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from steer.cli.app import app
+from steer.cli.console import out
+from steer.cli.options import BundleFile, bundle_path
+from steer.errors import InputError
+
+if TYPE_CHECKING:
+    from steer.asking import Service
+    from steer.portfolio import Portfolio
+    from steer.preference import Preference
+    from steer.questions import Question
+
+_WIDTH = 30
+_WORDS = 130
+
+
+@app.command(
+    epilog="Example: [bold]steer onboard --output me.json[/bold], then [bold]steer generate "
+    '"How do I sleep better?" --preference me.json[/bold]'
+)
+def onboard(
+    wish: Annotated[
+        str | None, typer.Option(help='What you want, in your own words: "short, and be kind".')
+    ] = None,
+    questions: Annotated[int, typer.Option(min=0, help="Most questions that are asked.")] = 8,
+    regret: Annotated[
+        float, typer.Option(min=0.0, help="Stop when you lose less than this, 95% sure.")
+    ] = 0.02,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to keep your preference in.")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Preference of an earlier session, to go on with.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides what is shown on which side.")] = 0,
+    bundle: BundleFile = None,
+) -> None:
+    """Find out what you prefer by a few choices between two answers; needs no model."""
+    from steer.asking import service
+    from steer.bundle import Bundle
+    from steer.preference import Preference
+    from steer.wishes import weights_from_words
+
+    if wish is not None and start is not None:
+        raise InputError("--wish begins anew; leave out --from")
+    path = bundle_path(bundle)
+    edits = Bundle.load(path)
+    portfolio = edits.portfolio
+    if portfolio is None or not portfolio.answered:
+        raise InputError(f"{path}: holds no answers to ask about; build it anew with a portfolio")
+    if start is not None:
+        preference = Preference.load(start)
+        if preference.traits != portfolio.traits:
+            raise InputError(
+                f"{start}: is about {', '.join(preference.traits)}, and the portfolio of {path} "
+                f"about {', '.join(portfolio.traits)}"
+            )
+        preference = preference.later()
+    else:
+        weights = None if wish is None else weights_from_words(wish, portfolio.traits)
+        preference = Preference.of(edits, weights, seed=seed)
+    preference = _ask(preference, portfolio, questions, regret, seed)
+    _tell(preference, portfolio, service(preference.posterior, portfolio.measured, portfolio.kept))
+    if output is not None:
+        preference.save(output)
+        out.print(Text(f"kept in {output}"))
+
+
+def _ask(
+    preference: Preference, portfolio: Portfolio, number: int, regret: float, seed: int
+) -> Preference:
+    """Ask until what is served is good enough, or the person has had enough."""
+    import numpy as np
+
+    from steer.asking import best_question, service
+    from steer.questions import questions_of
+
+    left = questions_of(portfolio.answered)
+    rng = np.random.default_rng(seed)
+    for count in range(1, number + 1):
+        now = service(preference.posterior, portfolio.measured, portfolio.kept)
+        if now.certified < regret or not left:
+            break
+        differences = np.array([question.difference for question in left])
+        chosen = best_question(
+            preference.posterior, differences, portfolio.measured, portfolio.kept
+        )
+        question = left.pop(chosen)
+        swapped = bool(rng.integers(2))
+        answer = _choice(question, count, number, swapped=swapped)
+        if answer == "q":
+            break
+        if answer != "s":
+            first = (answer == "1") != swapped
+            preference = preference.answered(question, first=first)
+    return preference
+
+
+def _choice(question: Question, count: int, number: int, *, swapped: bool) -> str:
+    """Show a question and read 1, 2, s or q; the end of the input is q."""
+    shown = [question.first, question.second]
+    if swapped:
+        shown.reverse()
+    table = Table(box=SIMPLE_HEAD, title=Text(question.prompt, style="bold"), expand=True)
+    for side in ("1", "2"):
+        table.add_column(side, ratio=1, overflow="fold")
+    table.add_row(*(Text(_cut(answer)) for answer in shown))
+    out.print()
+    out.print(table)
+    out.print(f"{count} of at most {number}. Which do you prefer? (1, 2, s skips, q ends) ", end="")
+    for line in sys.stdin:
+        answer = line.strip().lower()
+        if answer in ("1", "2", "s", "q"):
+            return answer
+        out.print("1, 2, s or q: ", end="")
+    out.print()
+    return "q"
+
+
+def _cut(answer: str) -> str:
+    """An answer, or its beginning and how long it is."""
+    words = answer.split()
+    if len(words) <= _WORDS:
+        return answer.strip()
+    return f"{' '.join(words[:_WORDS])} ... ({len(words)} words in all)"
+
+
+def _tell(preference: Preference, portfolio: Portfolio, served: Service) -> None:
+    """What was found out: a picture of the posterior, and who serves it."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("you want", no_wrap=True)
+    table.add_column("weight", justify="right")
+    table.add_column("90% sure it is in", no_wrap=True)
+    table.add_column("0" + " " * (_WIDTH - 2) + "1", no_wrap=True)
+    intervals = preference.interval(0.9)
+    for name, weight in preference.weights.items():
+        low, high = intervals[name]
+        table.add_row(name, f"{weight:.2f}", f"{low:.2f} to {high:.2f}", _bar(weight, low, high))
+    out.print()
+    out.print(table)
+    number = 0 if served.chosen == 0 else portfolio.kept.index(served.chosen) + 1
+    name = f"entry {number}" if number else "the unsteered model"
+    out.print(
+        Text(
+            f"You are served by {name}. It may lose {served.expected:.3f} in J against the best "
+            f"edit for you, 95% sure less than {served.certified:.3f}."
+        ),
+        soft_wrap=True,
+    )
+    out.print(Text(f"In words: {preference.summary}"), soft_wrap=True)
+
+
+def _bar(weight: float, low: float, high: float) -> Text:
+    """An interval as a line, with its mean."""
+
+    def place(share: float) -> int:
+        return min(_WIDTH - 1, int(share * _WIDTH))
+
+    drawn = [" "] * _WIDTH
+    for i in range(place(low), place(high) + 1):
+        drawn[i] = "─"
+    drawn[place(weight)] = "●"
+    return Text("".join(drawn))
