@@ -86,6 +86,9 @@ class Cell:
         value: Over people.
         low: Lower end of its interval.
         high: Upper end.
+        gain: Over the unsteered model, mean over the same people.
+        gain_low: Lower end of its interval.
+        gain_high: Upper end.
         seconds: Of a profile.
         dose: Of a profile, nats per token.
         relevant: Share of answers to develop prompts that are about them.
@@ -98,6 +101,9 @@ class Cell:
     value: float
     low: float
     high: float
+    gain: float
+    gain_low: float
+    gain_high: float
     seconds: float
     dose: float
     relevant: float
@@ -149,12 +155,15 @@ def main() -> None:
     folder = Path(arguments.work_dir) / "parts"
     none = ask(model, asked, Arm(UNSTEERED, plain, [ZERO] * len(people)), folder, write=False)
     whole = soundness(model, [ZERO], general(arguments), folder)
-    cells = _cells(UNSTEERED, "", none, None, whole)
+    cells = _cells(UNSTEERED, "", none, none, None, whole)
     chosen = [one for one in variants() if one.part in arguments.only]
     if arguments.quick:
         chosen = [one for one in chosen if one.setting in ("1", "imitation", "mean-difference")]
     for variant in chosen:
-        cells += measured(model, everybody, people, asked, variant, folder, arguments)
+        profiles, rows, whole = measured(
+            model, everybody, people, asked, variant, folder, arguments
+        )
+        cells += _cells(variant.part, variant.setting, rows, none, profiles, whole)
     write(cells, model, len(people), len(asked), arguments)
 
 
@@ -180,8 +189,8 @@ def measured(
     variant: Variant,
     folder: Path,
     arguments: argparse.Namespace,
-) -> list[Cell]:
-    """Make the profiles of a variant and ask."""
+) -> tuple[list[Profile], list[Row], Soundness]:
+    """Make the profiles of a variant and ask: profiles, rows, what becomes of other answers."""
     settings = replace(variant.personalization, seed=arguments.seed)
     maker = Maker(model, settings, gate_of(arguments), Path(arguments.work_dir))
     if variant.users:
@@ -193,8 +202,7 @@ def measured(
         profiles = maker.each(histories_of(people, variant.items))
     arm = Arm(f"{variant.part} {variant.setting}", plain, maker.edits(profiles))
     rows = ask(model, asked, arm, folder, write=False)
-    whole = soundness(model, arm.edits, general(arguments), folder)
-    return _cells(variant.part, variant.setting, rows, profiles, whole)
+    return profiles, rows, soundness(model, arm.edits, general(arguments), folder)
 
 
 def general(arguments: argparse.Namespace) -> list[str]:
@@ -207,6 +215,7 @@ def _cells(
     part: str,
     setting: str,
     rows: Sequence[Row],
+    none: Sequence[Row],
     profiles: Sequence[Profile] | None,
     whole: Soundness,
 ) -> list[Cell]:
@@ -215,9 +224,10 @@ def _cells(
     cells = []
     for measure in MEASURED:
         values = by_person(rows, measure)
-        spread = interval(drawn(values))
+        gains = values - by_person(none, measure)
+        spreads = (*interval(drawn(values)), float(gains.mean()), *interval(drawn(gains)))
         figures = (took, dose, whole.relevant, whole.incoherent)
-        cells.append(Cell(part, setting, measure, float(values.mean()), *spread, *figures))
+        cells.append(Cell(part, setting, measure, float(values.mean()), *spreads, *figures))
     return cells
 
 
@@ -245,10 +255,11 @@ def write(
 def markdown(content: dict[str, Any], cells: Sequence[Cell]) -> str:
     """The table as Markdown."""
     lines = [
-        f"{content['people']} develop people, {content['questions']} questions, histories of at "
-        f"most {ITEMS} items. {content['model']}, {content['dtype']}, seed {content['seed']}. In "
-        "brackets: 95%, bootstrap over people. Relevant and incoherent: shares of answers to "
-        "develop prompts.",
+        f"{content['people']} develop people, {content['questions']} questions, histories of "
+        f"{ITEMS} items where their length is not what is varied. {content['model']}, "
+        f"{content['dtype']}, seed {content['seed']}. With a sign: gain over the unsteered model; "
+        "in brackets its 95% interval, bootstrap over people. Relevant and incoherent: shares of "
+        "answers to develop prompts.",
         "",
         "| part | setting | " + " | ".join(MEASURED) + " | dose, nats per token | relevant | "
         "incoherent | seconds |",
@@ -256,7 +267,10 @@ def markdown(content: dict[str, Any], cells: Sequence[Cell]) -> str:
     ]
     for first in range(0, len(cells), len(MEASURED)):
         row = cells[first : first + len(MEASURED)]
-        shown = " | ".join(f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in row)
+        shown = " | ".join(
+            f"{one.value:.3f}, {one.gain:+.3f} ({one.gain_low:+.3f} to {one.gain_high:+.3f})"
+            for one in row
+        )
         lines.append(
             f"| {row[0].part} | {row[0].setting} | {shown} | {row[0].dose:.2f} | "
             f"{row[0].relevant:.0%} | {row[0].incoherent:.0%} | {row[0].seconds:.0f} |"
@@ -266,23 +280,20 @@ def markdown(content: dict[str, Any], cells: Sequence[Cell]) -> str:
 
 
 def draw(cells: Sequence[Cell], part: str, label: str, path: Path) -> None:
-    """A measure in each panel, by a number; the unsteered model as a line."""
+    """The gain in a measure in each panel, by a number."""
     figure, axes = panels(1, len(SHOWN), 4.2, 3.2)
     for axis, measure in zip(axes[0], SHOWN, strict=True):
         mine = [cell for cell in cells if cell.part == part and cell.measure == measure]
-        none = next(cell for cell in cells if cell.part == UNSTEERED and cell.measure == measure)
         x = [int(cell.setting) for cell in mine]
-        y = [cell.value for cell in mine]
-        axis.fill_between(
-            x, [c.low for c in mine], [c.high for c in mine], color="#1f6fb2", alpha=0.2, lw=0
-        )
-        axis.plot(x, y, "o-", color="#1f6fb2", label="profile")
-        axis.axhline(none.value, color="#9aa0a6", ls="--", label="unsteered")
+        low, high = [cell.gain_low for cell in mine], [cell.gain_high for cell in mine]
+        axis.fill_between(x, low, high, color="#1f6fb2", alpha=0.2, lw=0)
+        axis.plot(x, [cell.gain for cell in mine], "o-", color="#1f6fb2")
+        axis.axhline(0, color="#9aa0a6", ls="--")
         axis.set_xscale("log", base=2)
         axis.set_xticks(x, [str(one) for one in x])
         axis.set_xlabel(label)
-        axis.set_ylabel("log-likelihood, nats per token" if measure == SHOWN[1] else measure)
-    axes[0, 0].legend(frameon=False)
+        unit = ", nats per token" if measure == "log-likelihood" else ""
+        axis.set_ylabel(f"gain in {measure}{unit}")
     save(figure, path)
 
 
