@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wordings", type=Path, default=data_dir() / "wishes.yaml")
     parser.add_argument("--output", type=Path, default=data_dir() / FILE)
-    parser.add_argument("--inverse-decay", type=float, default=1.0, help="C of scikit-learn")
+    parser.add_argument("--inverse-decay", type=float, default=3.0, help="C of scikit-learn")
     arguments = parser.parse_args()
     made = examples(yaml.safe_load(arguments.wordings.read_text(encoding="utf-8")))
     classifier = LogisticRegression(C=arguments.inverse_decay, max_iter=2000).fit(

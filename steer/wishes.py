@@ -4,7 +4,9 @@ A text is taken apart into sentences and those into clauses, and of each a class
 trait it asks for: one of the built-in ones, at its positive or its negative pole, or none. It is a
 logistic regression on sentence embeddings (`steer.sentence_encoder`, both depths), fitted by
 experiments/fit_wishes.py to the wordings of `data/wishes.yaml`. An embedding hardly says whether
-something is wished or refused, so what is said with a "not" has coefficients of its own.
+something is wished or refused, so what is said with a "not" has coefficients of its own. To what
+is said without, nearness to a trait's positive instructions is added, which knows more wordings
+than the classifier was fitted to.
 
 Other readers, such as the model's own scoring of the poles, are held against it in
 experiments/results/preferences.
@@ -28,6 +30,7 @@ from steer.errors import DataError, InputError
 from steer.fields import check_text
 from steer.resources import data_dir
 from steer.sentence_encoder import embed, embed_style
+from steer.traits import load_traits
 
 Float64 = NDArray[np.float64]
 
@@ -53,8 +56,12 @@ _NOT_MINE = re.compile(
 # What a clause counts beside its sentence, a second sentence beside the clearest, and a sentence
 # that is not the reader's own wish: chosen on experiments/preferences/develop_statements.yaml.
 _PART, _SECOND, _THEIRS = 0.8, 0.3, 0.3
-# Words up to which a clause takes over the "not" of the one before: "not long or complicated".
+# Of nearness beside the classifier's probability, and how sharply the nearest trait stands out.
+_NEAR, _SHARPNESS = 0.25, 15.0
+# Words up to which a clause takes over the "not" of the one before, "not long or complicated",
+# unless it begins anew: "don't be long, be clear".
 _SHORT = 2
+_ANEW = re.compile(r"(?:be|keep|make|give|tell|show|just|please|only|i|it|you)\b", re.IGNORECASE)
 # Below it a trait is not wished, nor below this share of the clearest one.
 _LEAST, _SHARE = 0.2, 0.4
 
@@ -65,7 +72,7 @@ class Wish:
 
     Attributes:
         trait: Its name.
-        clarity: How clearly it is asked for, in [0, 1.5).
+        clarity: How clearly it is asked for, from 0 to below 2.
         words: Those that ask for it most clearly.
     """
 
@@ -140,7 +147,8 @@ def clauses(sentence: str) -> list[str]:
         words = part.strip(" ,.!?;:")
         if not words:
             continue
-        if negated and len(words.split()) <= _SHORT and not _NEGATED.search(words):
+        begins = len(words.split()) > _SHORT or _NEGATED.search(words) or _ANEW.match(words)
+        if negated and not begins:
             words = f"not {words}"
         negated = bool(_NEGATED.search(words))
         parts.append(words)
@@ -163,16 +171,23 @@ class Reader:
         coefficients: Of each class, (2 d + 1, 1537): traits at their positive poles, then at their
             negative ones, then none.
         intercept: (2 d + 1,).
+        instructions: By trait, the mean embedding of its positive instructions less the mean over
+            the traits (d, 384).
     """
 
     traits: tuple[str, ...]
     coefficients: Float64
     intercept: Float64
+    instructions: Float64
 
     def asked(self, texts: Sequence[str]) -> Float64:
-        """Probability that a clause asks for a trait's positive pole (n, d)."""
-        chance = softmax(features(texts) @ self.coefficients.T + self.intercept, axis=1)
-        return np.asarray(chance[:, : len(self.traits)])
+        """How clearly clauses ask for each trait's positive pole (n, d)."""
+        seen = features(texts)
+        chance = softmax(seen @ self.coefficients.T + self.intercept, axis=1)
+        about = seen[:, : self.instructions.shape[1]]  # what it is about: the first embedding
+        near = softmax(_SHARPNESS * about @ self.instructions.T, axis=1)
+        negated = seen[:, -1:]
+        return np.asarray(chance[:, : len(self.traits)] + _NEAR * (1 - negated) * near)
 
 
 @cache
@@ -194,4 +209,6 @@ def _load(path: Path) -> Reader:
         [rows[f"{trait}/{pole}"] for pole in ("positive", "negative") for trait in traits]
         + [arrays[NOTHING].astype(np.float64)]
     )
-    return Reader(traits, table[:, :-1], table[:, -1])
+    catalogue = load_traits()
+    points = np.array([embed(catalogue[name].positive.instructions).mean(0) for name in traits])
+    return Reader(traits, table[:, :-1], table[:, -1], points - points.mean(0))

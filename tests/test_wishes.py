@@ -39,8 +39,8 @@ def test_plain_words(text: str, traits: set[str]) -> None:
 def test_it_says_by_which_words() -> None:
     wishes = {wish.trait: wish for wish in read_wishes("I live in Rome. Be brief and be funny.")}
     assert "brief" in wishes["brevity"].words and "funny" in wishes["humor"].words
-    assert min(wishes[name].clarity for name in ("brevity", "humor")) > 0.2
-    assert max(w.clarity for name, w in wishes.items() if name not in ("brevity", "humor")) < 0.2
+    asked = [wishes.pop(name).clarity for name in ("brevity", "humor")]
+    assert min(asked) > 2 * max(wish.clarity for wish in wishes.values())
     clear = [wish.clarity for wish in read_wishes("Be brief.")]
     assert clear == sorted(clear, reverse=True)
 
@@ -75,6 +75,7 @@ def test_no_words(text) -> None:
         ("Be brief.", ["Be brief."]),
         ("Be brief, and kind!", ["Be brief, and kind!", "Be brief", "kind"]),
         ("Don't be cold and harsh.", ["Don't be cold and harsh.", "Don't be cold", "not harsh"]),
+        ("Don't be long, be clear.", ["Don't be long, be clear.", "Don't be long", "be clear"]),
         (
             "Neither long nor hard.",
             ["Neither long nor hard.", "Neither long", "nor hard"],

@@ -1,0 +1,113 @@
+"""The scripts of experiments/preferences, on a few people and statements."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+sys.path.append(str(Path(__file__).parents[1] / "experiments"))
+sys.path.append(str(Path(__file__).parents[1] / "experiments" / "preferences"))
+import simulated_users
+import words_to_weights
+from simulated_users import Place, _answer, _ideal, table
+from words_to_weights import Statement, read_statements, top
+
+from steer.certificate import Measured
+from steer.posterior import Posterior
+
+
+def a_place() -> Place:
+    rng = np.random.default_rng(0)
+    measured = Measured(rng.uniform(size=(4, 2)), np.array([0.0, 0.1, 0.1, 0.2]))
+    return Place(measured, (1, 2), rng.uniform(-1, 1, (30, 2)), seed=0)
+
+
+def test_the_median_person_is_as_consistent_as_asked() -> None:
+    place = a_place()
+    people = np.random.default_rng(1).dirichlet(np.ones(2), 50)
+    slope = place.slope(people, 0.75)
+    consistent = [
+        expit(slope * abs(row @ person)) for row in place.differences for person in people
+    ]
+    assert np.median(consistent) == pytest.approx(0.75)
+    row, person = place.differences[0], people[0]
+    rng = np.random.default_rng(2)
+    first = np.mean([(_answer(row, person, slope, rng) == row).all() for _ in range(4000)])
+    assert first == pytest.approx(expit(slope * (row @ person)), abs=0.03)
+
+
+def test_regret_is_that_of_a_loop() -> None:
+    place = a_place()
+    weights = np.array([0.9, 0.1])
+    posterior = Posterior.prior([30.0, 1.0])
+    mean = posterior.mean
+    u, f = place.measured.utilities, place.measured.regulariser
+    served = max((0, 1, 2), key=lambda e: float(mean @ u[e] - f[e]))
+    best = max(float(weights @ u[e] - f[e]) for e in range(4))
+    expected = best - float(weights @ u[served] - f[served])
+    assert place.regret(posterior, weights) == pytest.approx(expected)
+
+
+def test_ideal_answers_differ_in_every_way() -> None:
+    rows = _ideal(3)
+    assert len(rows) == len({tuple(row) for row in rows.tolist()}) == 3**3 - 1
+
+
+def test_the_table_counts_people() -> None:
+    paths = np.zeros((4, len(simulated_users.ASKED), 2))
+    paths[:, :, 0] = np.array([0.0, 0.02, 0.021, 0.5])[:, None]
+    paths[:, :, 1] = np.array([0.1, 0.2, 0.3, 0.6])[:, None]
+    row = table(2, 0.75, "active", paths)[0]
+    assert (row.people, row.served, row.distance) == (4, 0.5, 0.25)
+    assert row.regret == pytest.approx(0.541 / 4)
+    assert 0.1 < row.low < 0.5 < row.high < 0.9
+
+
+def test_it_runs_on_the_default_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "CONSISTENT": (0.75,),
+        "ASKED": (0, 1),
+        "PASSIVE": 3,
+        "SESSIONS": 2,
+        "EACH": 1,
+    }.items():
+        monkeypatch.setattr(simulated_users, name, value)
+    arguments = ["simulated_users.py", "--people", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    simulated_users.main()
+    content = json.loads((tmp_path / "asking.json").read_text())
+    assert {row["arm"] for row in content["rows"]} == {"active", "random", "ideal"}
+    assert {(row["traits"], row["people"]) for row in content["rows"]} == {(4, 5), (5, 2)}
+    assert len(content["passive"]) == 2 and len(content["drift"]) == 5
+    assert (tmp_path / "asking.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_statements_are_read_rightly_when_their_traits_are_on_top() -> None:
+    statements = [
+        Statement("a", "several", ("brevity", "warmth")),
+        Statement("b", "negated", ("humor",)),
+        Statement("c", "long", ("humor",)),
+    ]
+    scores = [
+        {"brevity": 0.3, "warmth": 0.2, "humor": 0.25},
+        {"brevity": 0.1, "warmth": 0.0, "humor": 0.9},
+        {"brevity": 0.9, "warmth": 0.0, "humor": 0.1},
+    ]
+    assert top(scores[0], 2) == ["brevity", "humor"]
+    rows = {row.kind: row for row in words_to_weights.table("x", "y", statements, scores)}
+    assert set(rows) == {"several", "negated", "long", "all short"}
+    assert (rows["several"].right, rows["several"].found) == (0, 0.5)
+    assert (rows["negated"].right, rows["long"].right) == (1, 0)
+    assert (rows["all short"].statements, rows["all short"].right) == (2, 0.5)
+    assert rows["all short"].found == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("file", words_to_weights.SPLITS.values())
+def test_statements_are_there(file: str) -> None:
+    statements = read_statements(words_to_weights.HERE / file)
+    assert len({one.text for one in statements}) == len(statements) > 60
