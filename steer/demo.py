@@ -56,7 +56,7 @@ def label(weights: Mapping[str, float] | None) -> str:
     """Weights as a short text, such as "warmth 0.5 + positivity 0.5"."""
     if weights is None:
         return "unsteered"
-    return " + ".join(f"{name} {weight:g}" for name, weight in weights.items())
+    return " + ".join(f"{name} {weight:.3g}" for name, weight in weights.items())
 
 
 @dataclass(frozen=True)

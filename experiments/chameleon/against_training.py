@@ -49,7 +49,9 @@ from steer.models import LanguageModel  # noqa: E402
 from steer.resources import content_key  # noqa: E402
 
 TIMES = (15, 30, 60, 120, 300)
-# Usual for adapters of this rank; not tuned.
+# Of 3e-4 and 1e-3, by four develop people. After 30 and 90 s, in nats per token over the unsteered
+# model (a profile: +0.62 after 19 s): DPO +0.03 and +0.24 at 3e-4, +0.26 and -0.03 at 1e-3; SFT and
+# DPO after it +0.34 and +0.40 at 3e-4, +0.52 and -0.95 at 1e-3.
 LEARNING_RATE = 3e-4
 PROFILE, FROM_GROUP, DPO, ALOE = ARMS = ("profile", "profile from a group", "DPO", "SFT, then DPO")
 COLOURS = dict(zip(ARMS, ("#1f6fb2", "#3a9d5d", "#e0872e", "#b23a48"), strict=True))
