@@ -63,6 +63,18 @@ def check_whole(value: object, where: str) -> int:
     return number
 
 
+def check_list(value: object, where: str) -> list[Any]:
+    """A JSON list."""
+    if not isinstance(value, list):
+        raise InputError(f"{where}: expected a list, got {value!r:.80}")
+    return value
+
+
+def check_numbers(value: object, where: str) -> list[float]:
+    """A JSON list of finite numbers."""
+    return [check_number(item, where) for item in check_list(value, where)]
+
+
 def check_layer(value: object, where: str) -> int:
     """A layer index."""
     return check_whole(value, f"{where}, layer")

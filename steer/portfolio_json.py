@@ -11,7 +11,15 @@ import numpy as np
 from steer.certificate import Certificate, Worst
 from steer.edits import Edit
 from steer.errors import InputError
-from steer.fields import check_number, check_object, check_text, check_whole, exact_keys
+from steer.fields import (
+    check_list,
+    check_number,
+    check_numbers,
+    check_object,
+    check_text,
+    check_whole,
+    exact_keys,
+)
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio, Trial
 from steer.questions import Answered
@@ -176,9 +184,7 @@ def _worst_from_json(value: object, where: str) -> Worst:
 
 
 def _list(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise InputError(f"{_WHERE}, {what}: expected a list, got {value!r:.80}")
-    return value
+    return check_list(value, f"{_WHERE}, {what}")
 
 
 def _texts(value: object, what: str) -> tuple[str, ...]:
@@ -186,4 +192,4 @@ def _texts(value: object, what: str) -> tuple[str, ...]:
 
 
 def _numbers(value: object, what: str) -> list[float]:
-    return [check_number(item, f"{_WHERE}, {what}") for item in _list(value, what)]
+    return check_numbers(value, f"{_WHERE}, {what}")

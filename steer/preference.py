@@ -22,7 +22,14 @@ from numpy.typing import ArrayLike
 
 from steer.bundle import Bundle
 from steer.errors import DataError, InputError
-from steer.fields import check_number, check_object, check_text, check_whole, exact_keys
+from steer.fields import (
+    check_number,
+    check_numbers,
+    check_object,
+    check_text,
+    check_whole,
+    exact_keys,
+)
 from steer.posterior import Posterior
 from steer.questions import Question
 from steer.resources import atomic_path
@@ -238,23 +245,18 @@ def _from_json(value: object) -> Preference:
     names = ("differences", "exponents", "concentration")
     if not all(isinstance(fields[name], list) for name in names):
         raise InputError(f"{where}: expected lists in {', '.join(names)}")
-    differences = [_numbers(row, "differences") for row in fields["differences"]]
+    differences = [check_numbers(row, f"{where}, 'differences'") for row in fields["differences"]]
+    exponents = check_numbers(fields["exponents"], f"{where}, 'exponents'")
     posterior = Posterior.prior(
-        _numbers(fields["concentration"], "concentration"),
+        check_numbers(fields["concentration"], f"{where}, 'concentration'"),
         slope=check_number(fields["slope"], f"{where}, 'slope'"),
         particles=check_whole(fields["particles"], f"{where}, 'particles'"),
         seed=check_whole(fields["seed"], f"{where}, 'seed'"),
     )
     return Preference(
         {name: check_text(pole, f"{where}, 'poles'") for name, pole in poles.items()},
-        posterior.after(differences, _numbers(fields["exponents"], "exponents")),
+        posterior.after(differences, exponents),
     )
-
-
-def _numbers(value: object, what: str) -> list[float]:
-    if not isinstance(value, list):
-        raise InputError(f"preference, {what!r}: expected a list of numbers, got {value!r:.80}")
-    return [check_number(item, f"preference, {what!r}") for item in value]
 
 
 def _listed(words: Sequence[str], last: str = "and") -> str:
