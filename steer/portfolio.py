@@ -201,7 +201,7 @@ class Portfolio:
             number, chosen = None, self.candidates.index(alone)
         else:
             chosen = int(route(self.measured, self.kept, w[None])[0])
-            number = 0 if chosen == 0 else self.kept.index(chosen) + 1
+            number = self.number(chosen)
         values = self.measured.value(w)
         return Entry(
             number=number,
@@ -213,6 +213,10 @@ class Portfolio:
             regret=float(values.max() - values[chosen]),
             strength=strength,
         )
+
+    def number(self, candidate: int) -> int:
+        """Number of the entry that a kept candidate is; 0 of the unsteered model, the first."""
+        return 0 if candidate == 0 else self.kept.index(candidate) + 1
 
     def served(self, weights: Mapping[str, float]) -> Edit | None:
         """The edit that serves a request; None where the traits' own edits are to.

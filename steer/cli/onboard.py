@@ -150,7 +150,7 @@ def _tell(preference: Preference, portfolio: Portfolio, served: Service) -> None
         table.add_row(name, f"{weight:.2f}", f"{low:.2f} to {high:.2f}", _bar(weight, low, high))
     out.print()
     out.print(table)
-    number = 0 if served.chosen == 0 else portfolio.kept.index(served.chosen) + 1
+    number = portfolio.number(served.chosen)
     name = f"entry {number}" if number else "the unsteered model"
     out.print(
         Text(
