@@ -171,8 +171,7 @@ class Reader:
         coefficients: Of each class, (2 d + 1, 1537): traits at their positive poles, then at their
             negative ones, then none.
         intercept: (2 d + 1,).
-        instructions: By trait, the mean embedding of its positive instructions less the mean over
-            the traits (d, 384).
+        instructions: Of `instructed` (d, 384).
     """
 
     traits: tuple[str, ...]
@@ -209,6 +208,11 @@ def _load(path: Path) -> Reader:
         [rows[f"{trait}/{pole}"] for pole in ("positive", "negative") for trait in traits]
         + [arrays[NOTHING].astype(np.float64)]
     )
+    return Reader(traits, table[:, :-1], table[:, -1], instructed(traits))
+
+
+def instructed(traits: Sequence[str]) -> Float64:
+    """Where built-in traits lie by their positive instructions: less their mean (d, 384)."""
     catalogue = load_traits()
     points = np.array([embed(catalogue[name].positive.instructions).mean(0) for name in traits])
-    return Reader(traits, table[:, :-1], table[:, -1], points - points.mean(0))
+    return np.asarray(points - points.mean(0))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from scipy.stats import binomtest
 
@@ -34,11 +35,12 @@ from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 import steer  # noqa: E402
 from steer.chat import render  # noqa: E402
+from steer.continuations import Continuations  # noqa: E402
 from steer.generation import prompt_tokens  # noqa: E402
-from steer.likelihood import mean_log_likelihood, response_tokens  # noqa: E402
+from steer.likelihood import response_tokens  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.sentence_encoder import embed  # noqa: E402
-from steer.wishes import read_wishes  # noqa: E402
+from steer.wishes import instructed, read_wishes  # noqa: E402
 
 HERE = Path(__file__).parent
 SPLITS = {"report": "statements.yaml", "develop": "develop_statements.yaml"}
@@ -140,10 +142,9 @@ def read_statements(path: Path) -> list[Statement]:
 
 def similarity() -> TextReader:
     """Nearness to instructions, zero-shot."""
-    traits = steer.load_traits()
-    points = np.array([embed(trait.positive.instructions).mean(0) for trait in traits.values()])
-    centred = points - points.mean(0)
-    return lambda text: dict(zip(traits, (centred @ embed([text])[0]).tolist(), strict=True))
+    traits = list(steer.load_traits())
+    points = instructed(traits)
+    return lambda text: dict(zip(traits, (points @ embed([text])[0]).tolist(), strict=True))
 
 
 def log_ratio(model: LanguageModel) -> TextReader:
@@ -155,9 +156,13 @@ def log_ratio(model: LanguageModel) -> TextReader:
         for pole in (trait.positive, trait.negative)
     ]
 
+    lengths = np.array([len(tokens) for tokens in wanted])
+
     def scored(asked: str) -> Any:
         prompt = prompt_tokens(model, render(model.tokenizer, asked))
-        return mean_log_likelihood(model, [(prompt, tokens) for tokens in wanted])
+        with torch.inference_mode():
+            found = Continuations(model, [(prompt, tokens) for tokens in wanted]).log_likelihood()
+        return found.cpu().numpy() / lengths
 
     before = scored(UNASKED)
 
