@@ -35,17 +35,19 @@ from scipy.stats import binomtest
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
+from chameleon.shared import last_line  # noqa: E402
 from palm.figures import panels, save  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
-from steer.asking import best_question, service  # noqa: E402
+from steer.asking import best_question  # noqa: E402
 from steer.bundle import Bundle  # noqa: E402
 from steer.certificate import Measured  # noqa: E402
 from steer.cover import random_weights  # noqa: E402
 from steer.posterior import Posterior  # noqa: E402
 from steer.questions import questions_of  # noqa: E402
 from steer.resources import data_dir  # noqa: E402
+from steer.route import route  # noqa: E402
 from steer.steerer import DEFAULT_BUNDLE  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
@@ -89,7 +91,9 @@ class Place:
     def regret(self, posterior: Posterior, weights: Float64) -> float:
         """Of what the posterior is served, at the true weights."""
         values = self.measured.value(weights[None])[0]
-        return float(values.max() - values[service(posterior, self.measured, self.kept).chosen])
+        return float(
+            values.max() - values[route(self.measured, self.kept, posterior.mean[None])[0]]
+        )
 
 
 @dataclass(frozen=True)
@@ -365,8 +369,7 @@ def markdown(
     lines += [
         f"| {one.way} | {one.regret:.3f} ({one.low:.3f} to {one.high:.3f}) |" for one in drift
     ]
-    names = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
-    return "\n".join([*lines, "", f"`{content['command']}`; {names}."]) + "\n"
+    return "\n".join([*lines, "", last_line(content)]) + "\n"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
