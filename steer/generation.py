@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ class Decoding:
             raise InputError(f"unknown option {unknown[0]!r}; options: {', '.join(known)}")
         return cls(**options)
 
-    def options(self, prompt: int) -> dict[str, Any]:
+    def options(self, prompt: int, processors: Sequence[RowProcessor] = ()) -> dict[str, Any]:
         """The fields that are set, as arguments of `model.generate`.
 
         transformers' `repetition_penalty` argument counts the prompt's tokens too. The tokens that
@@ -108,15 +108,29 @@ class Decoding:
 
         Args:
             prompt: Number of tokens before the answer, padding included.
+            processors: Of the scores, before the penalty.
         """
         options = {name: value for name, value in asdict(self).items() if value is not None}
         options["repetition_penalty"] = 1.0  # the model's own default may be another
+        steps: list[Any] = list(processors)
         penalty = self.repetition_penalty
         if penalty != 1.0:
-            options["logits_processor"] = LogitsProcessorList(
-                [RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=prompt)]
-            )
+            steps.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=prompt))
+        if steps:
+            options["logits_processor"] = LogitsProcessorList(steps)
         return options
+
+
+class RowProcessor(Protocol):
+    """A logits processor that knows the rows of a batch, and follows those that go on."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (B, vocabulary) of the tokens after `input_ids` (B, T)."""
+        ...
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """The next call has only these rows (B',) of the last one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,7 @@ def generate_batch(
     decoding: Decoding,
     *,
     seed: int | None = None,
+    processors: Sequence[RowProcessor] = (),
     generation_options: dict[str, Any] | None = None,
 ) -> list[Generated]:
     """Generate for a batch of rendered prompts, under whatever edits are attached.
@@ -182,6 +197,7 @@ def generate_batch(
         texts: B rendered prompts.
         decoding: How tokens are chosen.
         seed: Seeds torch's generators for this call and leaves them as they were after it.
+        processors: Of the scores; each is used for this call only.
         generation_options: Further arguments of `model.generate`, such as a streamer; the batch
             is then generated in one call.
 
@@ -200,7 +216,9 @@ def generate_batch(
     with torch.inference_mode(), torch.random.fork_rng(devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        rows = _segments(language_model, inputs, decoding, segment, generation_options or {})
+        rows = _segments(
+            language_model, inputs, decoding, segment, processors, generation_options or {}
+        )
     ends = end_tokens(language_model)
     return [finish(language_model, row[prompt:], ends) for row in rows]
 
@@ -210,6 +228,7 @@ def _segments(
     inputs: dict[str, Tensor],
     decoding: Decoding,
     segment: int,
+    processors: Sequence[RowProcessor],
     options: dict[str, Any],
 ) -> list[list[int]]:
     """Token ids of each row, prompt included; rows that have ended leave between segments."""
@@ -230,7 +249,7 @@ def _segments(
             # A model's own settings may name none, where its tokenizer does.
             eos_token_id=ends.tolist() or None,
             return_dict_in_generate=True,
-            **decoding.options(prompt)
+            **decoding.options(prompt, processors)
             | {
                 "max_new_tokens": step,
                 "min_new_tokens": min(step, max((decoding.min_new_tokens or 0) - done, 0)),
@@ -253,6 +272,8 @@ def _segments(
             ids, mask = ids[kept], mask[kept]
             cache.batch_select_indices(kept)
             attach(language_model).keep_rows(kept)
+            for processor in processors:
+                processor.keep_rows(kept)
     return answers
 
 

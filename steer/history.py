@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +20,7 @@ from steer.errors import InputError
 from steer.fields import check_text
 from steer.sentence_encoder import embed
 
-Selection = Literal["pca", "recent", "similar", "random"]
+Selection = Literal["pca", "recent", "similar", "bm25", "random"]
 
 
 @dataclass(frozen=True)
@@ -92,32 +93,52 @@ def select(
         number: How many, or all if there are fewer.
         rule: "pca", the furthest along the first principal component of the embeddings; "recent",
             the last; "similar", the nearest to a query by their prompts, or their texts where
-            there is none; "random".
-        query: What "similar" is about.
+            there is none; "bm25", the same by the words that they share; "random".
+        query: What "similar" and "bm25" are about.
         seed: Of "random".
 
     Raises:
-        InputError: If the number or the rule is not usable, or "similar" has no query.
+        InputError: If the number or the rule is not usable, or a rule that needs a query has none.
     """
     check_choice("rule", rule, get_args(Selection))
     if number < 1:
         raise InputError(f"number: expected at least 1, got {number}")
-    if rule == "similar" and query is None:
-        raise InputError("rule 'similar' needs a query")
+    if rule in ("similar", "bm25") and query is None:
+        raise InputError(f"rule {rule!r} needs a query")
     if number >= len(items):
         return tuple(items)
     if rule == "recent":
         return tuple(items[-number:])
     if rule == "random":
         chosen = np.random.default_rng(seed).choice(len(items), number, replace=False)
-    elif rule == "similar":
+    elif rule in ("similar", "bm25"):
         assert query is not None
-        found = embed([query, *(item.prompt or item.text for item in items)])
-        chosen = np.argsort(-(found[1:] @ found[0]), kind="stable")[:number]
+        nearness = _by_meaning if rule == "similar" else _by_words
+        near = nearness(query, [item.prompt or item.text for item in items])
+        chosen = np.argsort(-near, kind="stable")[:number]
     else:
         along = first_component(embed([item.text for item in items]))
         chosen = np.argsort(-along, kind="stable")[:number]
     return tuple(items[index] for index in sorted(chosen.tolist()))
+
+
+def _by_meaning(query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Cosine similarity of sentence embeddings (n,)."""
+    found = embed([query, *texts])
+    return np.asarray(found[1:] @ found[0])
+
+
+def _by_words(query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+    """BM25 (Robertson et al., 1995), in the form of Lucene, without stop words (n,)."""
+    corpus = bm25s.tokenize(list(texts), return_ids=False, show_progress=False)
+    wanted = bm25s.tokenize(query, return_ids=False, show_progress=False)[0]
+    known = {word for text in corpus for word in text}
+    asked = [word for word in wanted if word in known]
+    if not asked:
+        return np.zeros(len(texts), np.float32)
+    index = bm25s.BM25(method="lucene")
+    index.index(corpus, show_progress=False)
+    return np.asarray(index.get_scores(asked))
 
 
 def first_component(points: NDArray[np.float32]) -> NDArray[np.float64]:

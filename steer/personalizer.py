@@ -66,7 +66,7 @@ class Personalization:
         kl: Dose: divergence from the unedited model, nats per token. An imitation is fitted at its
             own dose, so there it is the most that is allowed.
         imitation: How that is fitted.
-        query: What "similar" items are about.
+        query: What "similar" and "bm25" items are about.
         seed: Seeds selection, sampling and fitting.
     """
 

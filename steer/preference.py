@@ -41,8 +41,10 @@ EDIT = 0.5
 """How much a correction counts: it may have been for the content's sake."""
 
 _FORMAT = 1
-# Of even weights: what is below is of little matter to the person, what is above this often, much.
-_LITTLE, _MUCH = 0.5, 1.5
+LITTLE = 0.5
+"""Of even weights: what is below is of little matter to the person."""
+MUCH = 1.5
+"""Of even weights: what is at least so often them matters above all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,18 +116,7 @@ class Preference:
     @property
     def summary(self) -> str:
         """The preference in a sentence or two, as the person would say it."""
-        even = 1 / len(self.poles)
-        ranked = sorted(self.weights.items(), key=lambda item: -item[1])
-        much = [self.poles[name] for name, weight in ranked if weight >= _MUCH * even]
-        some = [self.poles[name] for name, weight in ranked if _LITTLE <= weight / even < _MUCH]
-        little = [self.poles[name] for name, weight in ranked if weight < _LITTLE * even]
-        if not much and not little:
-            return f"I like answers that are {_listed(some)}, all about as much."
-        first = f"I like answers that are above all {_listed(much)}" if much else "I like answers"
-        if some:
-            first += f", and also {_listed(some)}" if much else f" that are {_listed(some)}"
-        second = f" Whether they are {_listed(little, 'or')} matters little." if little else ""
-        return f"{first}.{second}"
+        return in_words(self.poles, self.weights)
 
     def messages(self, prompt: str) -> list[dict[str, str]]:
         """A chat in which the summary tells any model what the person prefers."""
@@ -257,6 +248,28 @@ def _from_json(value: object) -> Preference:
         {name: check_text(pole, f"{where}, 'poles'") for name, pole in poles.items()},
         posterior.after(differences, exponents),
     )
+
+
+def in_words(poles: Mapping[str, str], weights: Mapping[str, float]) -> str:
+    """Weights in a sentence or two, as the person would say them.
+
+    Args:
+        poles: By trait, what an answer with much of it is, such as "brief".
+        weights: Of those traits, summing to one.
+    """
+    even = 1 / len(poles)
+    ranked = sorted(weights.items(), key=lambda item: -item[1])
+    much = [poles[name] for name, weight in ranked if weight >= MUCH * even]
+    some = [poles[name] for name, weight in ranked if LITTLE <= weight / even < MUCH]
+    little = [poles[name] for name, weight in ranked if weight < LITTLE * even]
+    if not much and not little:
+        alike = ", all about as much" if len(some) > 1 else ""
+        return f"I like answers that are {_listed(some)}{alike}."
+    first = f"I like answers that are above all {_listed(much)}" if much else "I like answers"
+    if some:
+        first += f", and also {_listed(some)}" if much else f" that are {_listed(some)}"
+    second = f" Whether they are {_listed(little, 'or')} matters little." if little else ""
+    return f"{first}.{second}"
 
 
 def _listed(words: Sequence[str], last: str = "and") -> str:

@@ -11,6 +11,7 @@ from typing import overload
 
 from typing_extensions import Unpack
 
+from steer.baselines import Method
 from steer.chat import Chat
 from steer.generation import DecodingOptions
 from steer.history import History
@@ -33,6 +34,7 @@ def generate(
     strength: float = ...,
     compose: bool = ...,
     profile: Person | None = ...,
+    method: Method | str | None = ...,
     seed: int | None = ...,
     **options: Unpack[DecodingOptions],
 ) -> str: ...
@@ -46,6 +48,7 @@ def generate(
     strength: float = ...,
     compose: bool = ...,
     profile: Person | Sequence[Person | None] | None = ...,
+    method: Method | str | None = ...,
     seed: int | None = ...,
     **options: Unpack[DecodingOptions],
 ) -> str | list[str]: ...
@@ -58,6 +61,7 @@ def generate(
     strength: float = 1.0,
     compose: bool = False,
     profile: Person | Sequence[Person | None] | None = None,
+    method: Method | str | None = None,
     seed: int | None = None,
     **options: Unpack[DecodingOptions],
 ) -> str | list[str]:
@@ -72,6 +76,7 @@ def generate(
         strength=strength,
         compose=compose,
         profile=profile,
+        method=method,
         seed=seed,
         **options,
     )

@@ -12,6 +12,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from typing_extensions import Unpack
 
+from steer.baselines import Method, Request, named
 from steer.bundle import Bundle
 from steer.chat import Chat, is_chat, render
 from steer.edits import ZERO, Edit
@@ -226,6 +227,7 @@ class Steerer:
         strength: float = ...,
         compose: bool = ...,
         profile: Person | None = ...,
+        method: Method | str | None = ...,
         seed: int | None = ...,
         **options: Unpack[DecodingOptions],
     ) -> str: ...
@@ -239,6 +241,7 @@ class Steerer:
         strength: float = ...,
         compose: bool = ...,
         profile: Person | Sequence[Person | None] | None = ...,
+        method: Method | str | None = ...,
         seed: int | None = ...,
         **options: Unpack[DecodingOptions],
     ) -> str | list[str]: ...
@@ -251,6 +254,7 @@ class Steerer:
         strength: float = 1.0,
         compose: bool = False,
         profile: Person | Sequence[Person | None] | None = None,
+        method: Method | str | None = None,
         seed: int | None = None,
         **options: Unpack[DecodingOptions],
     ) -> str | list[str]:
@@ -264,6 +268,7 @@ class Steerer:
             compose: Mix the traits' edits, also where a portfolio would serve.
             profile: In place of weights: a profile or the name of one in the bundle; for a list of
                 prompts, one for all or one per prompt (None for a row with weights, or unsteered).
+            method: Another way than edits, of `steer.baselines`, or its name.
             seed: Makes sampling repeatable.
             **options: How tokens are chosen, by the names of `Decoding`'s fields, such as
                 `max_new_tokens=64` or `do_sample=True, temperature=0.7`.
@@ -283,6 +288,7 @@ class Steerer:
             strength=strength,
             compose=compose,
             profile=profile,
+            method=method,
             seed=seed,
             decoding=decoding,
         )
@@ -296,6 +302,7 @@ class Steerer:
         strength: float = 1.0,
         compose: bool = False,
         profile: Person | Sequence[Person | None] | None = None,
+        method: Method | str | None = None,
         seed: int | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
     ) -> list[Generated]:
@@ -307,6 +314,7 @@ class Steerer:
             strength: 0 is the unsteered model exactly, 1 the default dose.
             compose: Mix the traits' edits, also where a portfolio would serve.
             profile: In place of weights, for all prompts, or one per prompt.
+            method: Another way than edits, of `steer.baselines`, or its name.
             seed: Makes sampling repeatable.
             decoding: How tokens are chosen.
 
@@ -323,8 +331,36 @@ class Steerer:
             ):
                 raise InputError(f"got {len(rows)} {what} for {len(prompts)} prompts")
         texts = [render(self.language_model.tokenizer, prompt) for prompt in prompts]
+        if method is not None:
+            if compose:
+                raise InputError("compose mixes edits, and has no effect with another method")
+            requests = self._requests(prompts, weights, profile, strength)
+            # Nothing is steered, nor can another thread steer the model meanwhile.
+            with self._hooks.steer(ZERO):
+                return named(method).answer(
+                    self.language_model, self.bundle, requests, decoding, seed
+                )
         with self.steer(weights, strength=strength, compose=compose, profile=profile):
             return generate_batch(self.language_model, texts, decoding, seed=seed)
+
+    def _requests(
+        self,
+        prompts: Sequence[str | Chat],
+        weights: Weights | Sequence[Weights | None] | None,
+        profile: Person | Sequence[Person | None] | None,
+        strength: float,
+    ) -> list[Request]:
+        strength = check_strength(strength)
+        rows = zip(prompts, _rows(weights, len(prompts)), _rows(profile, len(prompts)), strict=True)
+        requests = []
+        for prompt, wanted, person in rows:
+            if person is not None and not isinstance(person, str):
+                raise InputError(
+                    "a profile's edit is nothing to another method; name the person instead"
+                )
+            shares = None if wanted is None else normalise_weights(wanted, self.bundle.traits)
+            requests.append(Request(prompt, shares, strength, person))
+        return requests
 
     def stream(
         self,

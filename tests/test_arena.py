@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from steer.chat import render
 from steer.contrast import Answer, Pair, PairSet, instructed
 from steer.edits import additive
-from steer.errors import DataError, InputError
+from steer.errors import DataError
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import attach
 from steer.likelihood import mean_log_likelihood
@@ -35,7 +34,6 @@ from answering import (  # noqa: E402
     Rectified,
     Setting,
     answer_all,
-    generate_rectified,
 )
 from answers import Answers, Key, Store  # noqa: E402
 from contenders import Source, dose_factors  # noqa: E402
@@ -54,63 +52,6 @@ ROWS = [
 @pytest.fixture(scope="module")
 def llama():
     return tiny("llama")
-
-
-def logits_after(language_model, text, answer):
-    ids = torch.tensor([prompt_tokens(language_model, text) + answer])
-    with torch.no_grad():
-        return language_model.model(input_ids=ids, use_cache=False).logits[0, -1]
-
-
-def rectified_plainly(language_model, prompt, row, steps, penalty=1.0):
-    """One answer, a token at a time, without a batch and without a cache."""
-    asked = (prompt, instructed(prompt, row.positive), instructed(prompt, row.negative))
-    texts = [render(language_model.tokenizer, text) for text in asked]
-    answer = []
-    for _ in range(steps):
-        base, more, less = (logits_after(language_model, text, answer) for text in texts)
-        scores = base + row.alpha * (more.log_softmax(-1) - less.log_softmax(-1))
-        for token in set(answer):
-            factor = penalty if scores[token] < 0 else 1 / penalty
-            scores[token] = scores[token] * factor
-        answer.append(int(scores.argmax()))
-        if answer[-1] == language_model.model.generation_config.eos_token_id:
-            break
-    return answer
-
-
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_logit_steering_is_a_plain_loop(llama, penalty):
-    decoding = Decoding(max_new_tokens=12, repetition_penalty=penalty, no_repeat_ngram_size=None)
-    answers = generate_rectified(llama, ROWS, PROMPTS, decoding)
-    for prompt, row, answer in zip(PROMPTS, ROWS, answers, strict=True):
-        assert list(answer.tokens) == rectified_plainly(llama, prompt, row, 12, penalty)
-
-
-def test_rows_that_end_leave():
-    """At different steps, over more than one segment."""
-    model = tiny("llama")
-    decoding = Decoding(max_new_tokens=70, repetition_penalty=1.2, no_repeat_ngram_size=None)
-    free = generate_rectified(model, ROWS, PROMPTS, decoding)
-    end = next(t for t in free[0].tokens[:20] if t not in free[1].tokens[:40])
-    model.model.generation_config.eos_token_id = end
-    answers = generate_rectified(model, ROWS, PROMPTS, decoding)
-    assert answers[0].ended and len(answers[0].tokens) < 32 < len(answers[1].tokens)
-    for prompt, row, answer in zip(PROMPTS, ROWS, answers, strict=True):
-        assert list(answer.tokens) == rectified_plainly(model, prompt, row, 70, 1.2)
-
-
-def test_without_a_contrast_nothing_changes(llama):
-    decoding = Decoding(max_new_tokens=40)
-    none = [Rectified("Be brief.", "Ramble on.", 0.0)] * len(PROMPTS)
-    texts = [render(llama.tokenizer, prompt) for prompt in PROMPTS]
-    plain = generate_batch(llama, texts, decoding)
-    assert generate_rectified(llama, none, PROMPTS, decoding) == plain
-
-
-def test_logit_steering_is_greedy(llama):
-    with pytest.raises(InputError, match="greedily"):
-        generate_rectified(llama, ROWS, PROMPTS, Decoding(do_sample=True))
 
 
 def pair(number, positive, negative="No."):

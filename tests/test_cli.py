@@ -224,6 +224,19 @@ def test_generate_compares(steer) -> None:
     assert re.search(r"unsteered .* warmth 1 ", out) and "kind kind kind" in out
 
 
+def test_generate_by_another_method(steer) -> None:
+    options = ("--max-new-tokens", "6", "--method")
+    code, out, err = steer("generate", "hello", "-w", "warmth=1", *options, "best-of-n", on="model")
+    assert (code, err) == (0, "") and out.count("\n") == 1 and set(out.split()) <= set(WORDS)
+    arguments = ("generate", "hello", "-w", "warmth=1", "--compare", *options, "system-prompt")
+    code, out, _ = steer(*arguments, on="model")
+    assert code == 0 and re.search(r"unsteered .* warmth 1, system-prompt ", out)
+    arguments = ("generate", "hello", "-w", "warmth=1", *options)
+    fails(steer(*arguments, "magic", on="model"), 2, "unknown method 'magic'", "few-shot")
+    fails(steer(*arguments, "best-of-n", "--compose", on="model"), 2, "--compose mixes edits")
+    fails(steer("generate", "hello", *options, "best-of-n", on="model"), 2, "-w TRAIT=NUMBER")
+
+
 def test_generate_refuses(steer, folder: Path, tmp_path: Path) -> None:
     model, bundle = str(folder / "model"), str(folder / "bundle.safetensors")
     fails(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,41 @@ def test_similar_ones_are_on_the_subject() -> None:
     assert [TEXTS.index(item.text) for item in found] == [0, 2, 4, 7]
 
 
+def bm25_plainly(query: set[str], texts: list[list[str]]) -> list[float]:
+    """Robertson's formula as Lucene has it, k1 = 1.5 and b = 0.75."""
+    mean = sum(map(len, texts)) / len(texts)
+    scores = []
+    for text in texts:
+        score = 0.0
+        for word in query:
+            df = sum(word in other for other in texts)
+            tf = text.count(word)
+            idf = math.log(1 + (len(texts) - df + 0.5) / (df + 0.5))
+            score += idf * tf / (tf + 1.5 * (0.25 + 0.75 * len(text) / mean))
+        scores.append(score)
+    return scores
+
+
+def test_bm25_ones_share_words() -> None:
+    rng = np.random.default_rng(0)
+    words = ["alpha", "beta", "gamma", "delta", "omega", "sigma"]
+    for _ in range(20):
+        texts = [rng.choice(words, rng.integers(1, 9)).tolist() for _ in range(8)]
+        query = set(rng.choice(words, 2).tolist())
+        scores = bm25_plainly(query, texts)
+        best = sorted(sorted(range(8), key=lambda i: -round(scores[i], 5))[:3])
+        asked = [
+            HistoryItem(" ".join(text)) if i % 2 else HistoryItem("else", prompt=" ".join(text))
+            for i, text in enumerate(texts)
+        ]
+        found = select(asked, 3, "bm25", query=" and ".join(sorted(query)) + "?")
+        assert sorted(scores[asked.index(item)] for item in found) == pytest.approx(
+            sorted(scores[i] for i in best), abs=1e-5
+        )
+    # Nothing is shared: the first in time.
+    assert select(asked, 1, "bm25", query="Quite another thing.") == (asked[0],)
+
+
 def by_oracle(points: np.ndarray, number: int) -> list[int]:
     """The furthest along scikit-learn's first component, with its longest score positive."""
     scores = PCA(1, svd_solver="full").fit_transform(points.astype(np.float64))[:, 0]
@@ -172,7 +208,7 @@ def test_pca_of_random_points(seed: int, monkeypatch: pytest.MonkeyPatch) -> Non
         assert [everything.index(item) for item in found] == by_oracle(points, number)
 
 
-@pytest.mark.parametrize("rule", ["pca", "recent", "similar", "random"])
+@pytest.mark.parametrize("rule", ["pca", "recent", "similar", "bm25", "random"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_short_history_is_taken_whole(rule: Any, count: int) -> None:
     for number in (count, count + 1, 1000):
@@ -180,14 +216,15 @@ def test_a_short_history_is_taken_whole(rule: Any, count: int) -> None:
 
 
 def test_what_cannot_select_is_refused() -> None:
-    with pytest.raises(InputError, match="rule to be one of pca, recent, similar, random"):
+    with pytest.raises(InputError, match="rule to be one of pca, recent, similar, bm25, random"):
         select(items(3), 1, "best")  # type: ignore[arg-type]
     for number in (0, -1):
         with pytest.raises(InputError, match=f"at least 1, got {number}"):
             select(items(3), number)
     for number in (1, 9):
-        with pytest.raises(InputError, match="needs a query"):
-            select(items(3), number, "similar")
+        for rule in ("similar", "bm25"):
+            with pytest.raises(InputError, match=f"{rule!r} needs a query"):
+                select(items(3), number, rule)
 
 
 # --- The first component -------------------------------------------------------------------------

@@ -9,38 +9,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-import torch
 from answers import Answers, Key, Store
-from torch import Tensor
 from tqdm import tqdm
-from transformers import (
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-)
 
+from steer.baselines.combined import CombinedLogits, View
 from steer.chat import Message, render
 from steer.contrast import instructed
 from steer.edits import Edit
-from steer.errors import InputError
-from steer.generation import (
-    Decoding,
-    Generated,
-    encode,
-    end_tokens,
-    finish,
-    generate_batch,
-    prompt_tokens,
-)
+from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import Scope, attach
-from steer.kvcache import growing_cache
 from steer.likelihood import mean_log_likelihood
 from steer.models import LanguageModel
 from steer.resources import content_key
 
 ROWS = 96
-# Rows that have ended leave after so many steps.
-SEGMENT = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +158,12 @@ def _answer(
         written = generate_batch(language_model, texts, decoding)
     else:
         rows = [how for how in hows if isinstance(how, Rectified)]
-        written = generate_rectified(language_model, rows, asked, decoding)
-        passes, extra = 3, _rectified_extra(language_model, rows, asked)
+        texts = [render(tokenizer, prompt) for prompt in asked]
+        views = _views(language_model, rows, asked)
+        combined = CombinedLogits([1.0] * len(rows), views)
+        written = generate_batch(language_model, texts, decoding, processors=[combined])
+        lengths = [len(prompt_tokens(language_model, view.text)) for view in views]
+        passes, extra = 3, [sum(lengths[2 * i : 2 * i + 2]) for i in range(len(rows))]
     sequences = [(plain[i % number], one.tokens) for i, one in enumerate(written)]
     likelihood = mean_log_likelihood(language_model, sequences, batch_tokens=2048)
     result = {}
@@ -193,107 +179,12 @@ def _answer(
     return result
 
 
-def _poles(
+def _views(
     language_model: LanguageModel, rows: Sequence[Rectified], prompts: Sequence[str]
-) -> list[list[str]]:
-    """The rendered prompts: plain ones, with the positive and with the negative instruction."""
-    pairs = list(zip(rows, prompts, strict=True))
-    requests = (
-        prompts,
-        [instructed(prompt, row.positive) for row, prompt in pairs],
-        [instructed(prompt, row.negative) for row, prompt in pairs],
-    )
-    return [[render(language_model.tokenizer, text) for text in part] for part in requests]
-
-
-def _rectified_extra(
-    language_model: LanguageModel, rows: Sequence[Rectified], prompts: Sequence[str]
-) -> list[int]:
-    """Prompt tokens of the two further prompts."""
-    poles = _poles(language_model, rows, prompts)
-    lengths = [[len(prompt_tokens(language_model, text)) for text in part] for part in poles]
-    return [positive + negative for _, positive, negative in zip(*lengths, strict=True)]
-
-
-@torch.inference_mode()
-def generate_rectified(
-    language_model: LanguageModel,
-    rows: Sequence[Rectified],
-    prompts: Sequence[str],
-    decoding: Decoding,
-) -> list[Generated]:
-    """Greedy answers under rectified logits (arXiv 2504.07070).
-
-    The three prompts of an answer are three rows of one batch, that get the same next token. The
-    base are the model's raw logits, so alpha = 0 gives what `generate_batch` gives: a repetition
-    penalty hangs on where zero is.
-
-    Args:
-        language_model: The model, which must not be steered meanwhile.
-        rows: One a prompt.
-        prompts: B prompts.
-        decoding: Must be greedy.
-
-    Raises:
-        InputError: If it is not.
-    """
-    if decoding.do_sample or decoding.num_beams > 1:
-        raise InputError("rectified logits are decoded greedily, without beams")
-    poles = _poles(language_model, rows, prompts)
-    inputs = encode(language_model, [text for part in poles for text in part])
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]  # (3B, T)
-    width = ids.shape[1]
-    alpha = torch.tensor([row.alpha for row in rows], device=ids.device)[:, None]
-    ends = end_tokens(language_model)
-    stop = torch.tensor(sorted(ends), device=ids.device, dtype=torch.long)
-    processors = _processors(decoding, width)
-    cache = growing_cache(language_model.model)
-    place, answers = list(range(len(rows))), [[] for _ in rows]
-    fresh = ids
-    for step in range(1, decoding.max_new_tokens + 1):
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -fresh.shape[1] :]
-        logits = language_model.model(
-            input_ids=fresh,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        scores = processors(ids[: len(place)], _rectify(logits.float(), alpha))
-        if step <= (decoding.min_new_tokens or 0):
-            scores[:, stop] = -torch.inf
-        token = scores.argmax(-1, keepdim=True)
-        fresh = token.repeat(3, 1)
-        ids, mask = torch.cat([ids, fresh], 1), torch.cat([mask, mask.new_ones(len(fresh), 1)], 1)
-        last = step == decoding.max_new_tokens
-        if not last and step % SEGMENT:
-            continue
-        going = ~torch.isin(ids[: len(place), width:], stop).any(1) & (not last)
-        for row in torch.nonzero(~going)[:, 0].tolist():
-            answers[place[row]] = ids[row, width:].tolist()
-        kept = torch.nonzero(going)[:, 0]
-        if not len(kept):
-            break
-        if len(kept) < len(place):
-            all_three = torch.cat([kept + part * len(place) for part in range(3)])
-            cache.batch_select_indices(all_three)
-            ids, mask, fresh, alpha = ids[all_three], mask[all_three], fresh[all_three], alpha[kept]
-            place = [place[row] for row in kept.tolist()]
-    return [finish(language_model, row, ends) for row in answers]
-
-
-def _rectify(logits: Tensor, alpha: Tensor) -> Tensor:
-    """Scores (B, vocabulary) from the logits (3B, vocabulary) of the three prompts."""
-    base, positive, negative = logits.chunk(3)
-    return base + alpha * (positive.log_softmax(-1) - negative.log_softmax(-1))
-
-
-def _processors(decoding: Decoding, prompt: int) -> LogitsProcessorList:
-    """What `generate_batch` makes of the decoding, in its order."""
-    processors = LogitsProcessorList()
-    if decoding.no_repeat_ngram_size:
-        processors.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
-    if decoding.repetition_penalty != 1.0:
-        penalty = decoding.repetition_penalty
-        processors.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=prompt))
-    return processors
+) -> list[View]:
+    """What is added to the plain prompt's logits, and what is taken away, two a row."""
+    return [
+        View(i, render(language_model.tokenizer, instructed(prompt, text)), alpha, language_model)
+        for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
+        for text, alpha in ((row.positive, row.alpha), (row.negative, -row.alpha))
+    ]

@@ -62,11 +62,11 @@ sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
+from steer.baselines.prompting import dialogue, listed  # noqa: E402
 from steer.edits import ZERO, Edit  # noqa: E402
 from steer.groups import assign, cluster  # noqa: E402
 from steer.history import HistoryItem, select  # noqa: E402
 from steer.imitate import Imitation  # noqa: E402
-from steer.insights import templates  # noqa: E402
 from steer.measures import words  # noqa: E402
 from steer.personalizer import Personalization  # noqa: E402
 from steer.profile import Profile, summary  # noqa: E402
@@ -210,26 +210,15 @@ def prompted(histories: Sequence[list[HistoryItem]]) -> list[Arm]:
 
     return [
         Arm(UNSTEERED, plain, nothing),
-        Arm(LISTED, lambda question: listed(everything(question), question), nothing),
-        Arm(RETRIEVED, lambda question: listed(nearest(question), question), nothing),
-        Arm(DIALOGUE, lambda question: dialogue(everything(question), question), nothing),
-        Arm(RETRIEVED_DIALOGUE, lambda question: dialogue(nearest(question), question), nothing),
+        Arm(LISTED, lambda question: listed(everything(question), question.prompt), nothing),
+        Arm(RETRIEVED, lambda question: listed(nearest(question), question.prompt), nothing),
+        Arm(DIALOGUE, lambda question: dialogue(everything(question), question.prompt), nothing),
+        Arm(
+            RETRIEVED_DIALOGUE,
+            lambda question: dialogue(nearest(question), question.prompt),
+            nothing,
+        ),
     ]
-
-
-def listed(items: Sequence[HistoryItem], question: Question) -> str:
-    """What a person wrote, then the prompt."""
-    history = "\n".join(f"- {item.text}" for item in items)
-    return templates()["shown"].format(history=history, text=question.prompt)
-
-
-def dialogue(items: Sequence[HistoryItem], question: Question) -> list[dict[str, str]]:
-    """What a person wrote as the model's own turns, then the prompt."""
-    chat = []
-    for item in items:
-        chat.append({"role": "user", "content": item.prompt or templates()["alone"]})
-        chat.append({"role": "assistant", "content": item.text})
-    return [*chat, {"role": "user", "content": question.prompt}]
 
 
 def write(

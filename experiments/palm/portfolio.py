@@ -30,10 +30,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 from tables import write_csv  # noqa: E402
 from tasks import OBJECTIVE, TASKS, Task, common_arguments, composed, evaluations_path  # noqa: E402
 
-from steer.baselines import at_random, gpi, one_for_all, uniform  # noqa: E402
 from steer.certificate import with_unsteered, worst_delta, worst_epsilon  # noqa: E402
 from steer.cover import Closeness, grid, random_weights  # noqa: E402
 from steer.evaluation import Evaluation, measured, read_evaluations  # noqa: E402
+from steer.portfolio_baselines import at_random, gpi, one_for_all, uniform  # noqa: E402
 from steer.prune import prune_to_size  # noqa: E402
 from steer.resources import atomic_path  # noqa: E402
 from steer.route import route, usage  # noqa: E402

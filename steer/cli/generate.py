@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Annotated, cast
 
@@ -16,6 +16,7 @@ from steer.cli.options import (
     Compose,
     Force,
     MaxNewTokens,
+    MethodName,
     Model,
     NgramSize,
     Penalty,
@@ -63,9 +64,10 @@ def generate(
     model: Model = None,
     bundle: BundleFile = None,
     compose: Compose = False,
+    method: MethodName = None,
     force: Force = False,
 ) -> None:
-    """Answer a prompt; stdout gets the answer, piece by piece, and nothing else.
+    """Answer a prompt; stdout gets the answer and nothing else, by edits piece by piece.
 
     Weights are scaled to sum to one: they say what is wanted, and --strength how strongly.
     """
@@ -93,12 +95,14 @@ def generate(
         raise InputError(f"{name} has no effect without weights; add -w TRAIT=NUMBER")
     if weights is None and compose:
         raise InputError("--compose has no effect without weights; add -w TRAIT=NUMBER")
+    if method is not None:
+        check_method(method, weights, compose)
     text = sys.stdin.read().strip() if prompt == "-" else prompt
     if not text.strip():
         raise InputError("the prompt is empty; expected text")
     steerer = load_steerer(model, bundle, force=force, weights=weights, profile=profile)
     amount = 1.0 if strength is None else strength
-    if not compare:
+    if not compare and method is None:
         write_pieces(
             steerer.stream(
                 text,
@@ -117,19 +121,39 @@ def generate(
     from steer.generation import Decoding
 
     with doing("answering"):
-        plain, changed = steerer.answer(
-            [text, text],
-            [None, weights],
+        changed, *plain = steerer.answer(
+            [text, text] if compare else [text],
+            [weights, None] if compare else [weights],
             strength=amount,
             compose=compose,
-            profile=[None, profile],
+            profile=[profile, None] if compare else [profile],
+            method=method,
             seed=seed,
             decoding=Decoding.from_options(options),
         )
+    if not compare:
+        sys.stdout.write(f"{changed.text}\n")
+        return
     heading = profile or label(weights)
     heading += "" if amount == 1 else f", strength {amount:g}"
-    cells = [answer_cell("unsteered", plain), answer_cell(heading, changed, steered=True)]
+    heading += "" if method is None else f", {method}"
+    cells = [answer_cell("unsteered", plain[0]), answer_cell(heading, changed, steered=True)]
     out.print(side_by_side(cells, out.width))
+
+
+def check_method(method: str, weights: Mapping[str, float] | None, compose: bool) -> None:
+    """Refuse what another method than edits cannot be asked for.
+
+    Raises:
+        InputError: If there is no such method, or it has nothing to go by.
+    """
+    from steer.baselines import named
+
+    named(method)
+    if weights is None:
+        raise InputError("--method serves weights; add -w TRAIT=NUMBER")
+    if compose:
+        raise InputError("--compose mixes edits, and has no effect with --method")
 
 
 def write_pieces(pieces: Iterator[str], written: list[str]) -> None:

@@ -44,6 +44,15 @@ ProfileName = Annotated[
     str | None,
     typer.Option("--profile", metavar="NAME", help="A profile of the bundle, in place of weights."),
 ]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="Another way than edits: system-prompt, few-shot, logit-rectification, "
+        "multi-objective, best-of-n or reward-guided.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Use a bundle built on another model.")]
 Compose = Annotated[
     bool,
