@@ -31,8 +31,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> str:
         if tokenizer.chat_template is None:
             return prompt
         prompt = [{"role": "user", "content": prompt}]
-    for message in _checked(prompt):
-        _check_message(message)
+    check_chat(prompt)
     if tokenizer.chat_template is None:
         raise InputError("this model has no chat template; pass the prompt as one string")
     text: str = tokenizer.apply_chat_template(
@@ -46,10 +45,16 @@ def is_chat(value: object) -> bool:
     return isinstance(value, Sequence) and bool(value) and isinstance(value[0], Mapping)
 
 
-def _checked(prompt: Chat) -> Chat:
-    if not isinstance(prompt, Sequence) or not prompt:
-        raise InputError(f"expected a prompt or a non-empty list of messages, got {prompt!r}")
-    return prompt
+def check_chat(chat: Chat) -> None:
+    """Refuse what is not a chat.
+
+    Raises:
+        InputError: If it is empty or malformed.
+    """
+    if not isinstance(chat, Sequence) or not chat:
+        raise InputError(f"expected a prompt or a non-empty list of messages, got {chat!r}")
+    for message in chat:
+        _check_message(message)
 
 
 def _check_message(message: Message) -> None:

@@ -12,7 +12,7 @@ model need not write, so that style is not measured. FOLDER is as in persons.py.
     method      how the edit is found, from histories of 16 items
     contrast    what a history is held against, and whose words the insights are
     selection   which four items of a history are used
-    layers      where the edit acts
+    layers      where the edit acts, of those that the default bundle's gate knows
     steps       of an imitation, which set its dose
     most        dose that is allowed an imitation
     dose        of a mean difference
@@ -134,10 +134,10 @@ def variants() -> Iterator[Variant]:
     for name, layers in (
         ("8 to 19", "middle"),
         ("6 to 23", tuple(range(6, 24))),
-        ("0 to 29", tuple(range(30))),
+        ("6 to 11", tuple(range(6, 12))),
+        ("12 to 17", tuple(range(12, 18))),
+        ("18 to 23", tuple(range(18, 24))),
         ("12 alone", (12,)),
-        ("20 to 27", tuple(range(20, 28))),
-        ("8 to 19, 28", (*range(8, 20), 28)),
     ):
         yield Variant("layers", name, replace(DEFAULT, layers=layers))
     for steps in (3, 6, 12, 24):

@@ -10,6 +10,7 @@ the same model under the positive one. Each further view is one more row of the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -138,22 +139,54 @@ class CombinedLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is 
         self._own = self._own[rows.to(self._own.device)]
 
 
-def _generate(
-    language_model: LanguageModel,
-    texts: Sequence[str],
-    own: Sequence[float],
-    views: Sequence[View],
-    decoding: Decoding,
-    seed: int | None,
-) -> list[Generated]:
-    if decoding.num_beams > 1:
-        raise InputError("logits are combined without beams; expected num_beams=1")
-    processor = CombinedLogits(own, views)
-    return generate_batch(language_model, texts, decoding, seed=seed, processors=[processor])
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """What the answers of a batch are written from.
+
+    Attributes:
+        texts: The rendered prompt of each answer's own scores (B,).
+        own: Their coefficients (B,).
+        views: What is added to them.
+    """
+
+    texts: Sequence[str]
+    own: Sequence[float]
+    views: Sequence[View]
+
+
+class Combining(ABC):
+    """A method that combines logits."""
+
+    @abstractmethod
+    def combination(
+        self, language_model: LanguageModel, requests: Sequence[Request]
+    ) -> Combination:
+        """What the answers to requests are written from.
+
+        Raises:
+            InputError: If the method cannot serve a request.
+        """
+
+    def answer(
+        self,
+        language_model: LanguageModel,
+        bundle: Bundle,
+        requests: Sequence[Request],
+        decoding: Decoding,
+        seed: int | None,
+    ) -> list[Generated]:
+        """Answer a batch; see `Method.answer`."""
+        if decoding.num_beams > 1:
+            raise InputError("logits are combined without beams; expected num_beams=1")
+        made = self.combination(language_model, requests)
+        processor = CombinedLogits(made.own, made.views)
+        return generate_batch(
+            language_model, made.texts, decoding, seed=seed, processors=[processor]
+        )
 
 
 @dataclass(frozen=True)
-class LogitRectification:
+class LogitRectification(Combining):
     """s = s_base + alpha * sum_i w_i (log p(t | expert_i) - log p(t | anti_i)).
 
     Attributes:
@@ -176,15 +209,14 @@ class LogitRectification:
             raise InputError(f"alpha: expected a finite number of at least 0, got {self.alpha}")
         object.__setattr__(self, "traits", tuple(self.traits))
 
-    def answer(
-        self,
-        language_model: LanguageModel,
-        bundle: Bundle,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int | None,
-    ) -> list[Generated]:
-        """Answer a batch; see `Method.answer`."""
+    def combination(
+        self, language_model: LanguageModel, requests: Sequence[Request]
+    ) -> Combination:
+        """What the answers to requests are written from.
+
+        Raises:
+            InputError: If a request names a person, or a trait's instructions are not known.
+        """
         texts = [render(language_model.tokenizer, request.prompt) for request in requests]
         views = []
         for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
@@ -200,7 +232,7 @@ class LogitRectification:
                         views.append(View(row, under, signed, language_model))
                     else:
                         views.append(View(row, text, signed, model))
-        return _generate(language_model, texts, [1.0] * len(texts), merged(views), decoding, seed)
+        return Combination(texts, [1.0] * len(texts), merged(views))
 
     def _under(
         self, language_model: LanguageModel, request: Request, name: str, positive: bool
@@ -212,7 +244,7 @@ class LogitRectification:
 
 
 @dataclass(frozen=True)
-class MultiObjective:
+class MultiObjective(Combining):
     """p(t) proportional to p_base(t)^(1 - s) * prod_i p_i(t)^(s w_i), s the strength.
 
     Attributes:
@@ -230,15 +262,15 @@ class MultiObjective:
         object.__setattr__(self, "policies", dict(self.policies))
         object.__setattr__(self, "traits", tuple(self.traits))
 
-    def answer(
-        self,
-        language_model: LanguageModel,
-        bundle: Bundle,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int | None,
-    ) -> list[Generated]:
-        """Answer a batch; see `Method.answer`."""
+    def combination(
+        self, language_model: LanguageModel, requests: Sequence[Request]
+    ) -> Combination:
+        """What the answers to requests are written from.
+
+        Raises:
+            InputError: If a request names a person, a trait's instructions are not known, the
+                strength exceeds 1, or nothing is left to the model itself.
+        """
         texts, own, views = [], [], []
         for row, request in enumerate(requests):
             shares = shares_of(request, "MultiObjective")
@@ -269,7 +301,7 @@ class MultiObjective:
             texts.append(heaviest.text)
             own.append(heaviest.coefficient)
             views += [part for part in parts if part is not heaviest]
-        return _generate(language_model, texts, own, merged(views), decoding, seed)
+        return Combination(texts, own, merged(views))
 
     def _text(self, language_model: LanguageModel, request: Request, name: str) -> str:
         if name in self.policies:

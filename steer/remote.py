@@ -1,0 +1,99 @@
+"""A model behind an OpenAI-compatible API: a preference's summary can drive it, weights cannot.
+
+    me = steer.Preference.load("me.json")
+    remote = RemoteModel("http://localhost:8000/v1", "some-model")
+    remote.answer(me.messages("How do I sleep better?"))
+
+Only this module and the download of a model ever use the network, and only when they are asked to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+
+from steer.chat import Chat, check_chat
+from steer.errors import InputError, ModelError
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A chat model that is reached by an address.
+
+    Attributes:
+        base_url: Where its API begins, such as "http://localhost:8000/v1".
+        model: Its name there.
+        api_key: Sent along; None for the variable OPENAI_API_KEY, if there is one.
+        timeout: Seconds to wait for an answer.
+    """
+
+    base_url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not self.base_url.startswith(("http://", "https://")):
+            raise InputError(f"base_url: expected http:// or https://, got {self.base_url!r}")
+
+    def answer(
+        self,
+        messages: str | Chat,
+        *,
+        max_tokens: int = 384,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> str:
+        """What it answers.
+
+        Args:
+            messages: A text or a chat, such as `Preference.messages` gives.
+            max_tokens: Longest answer.
+            temperature: Of sampling; 0 is greedy.
+            seed: Makes sampling repeatable, where the model heeds it.
+
+        Raises:
+            InputError: If the chat is malformed.
+            ModelError: If there is no answer.
+        """
+        chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        check_chat(chat)
+        asked = {
+            "model": self.model,
+            "messages": [dict(message) for message in chat],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        }
+        if seed is not None:
+            asked["seed"] = seed
+        try:
+            text = json.loads(self._post(asked))["choices"][0]["message"]["content"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ModelError(f"{self._where}: no answer: {error!r}") from error
+        if not isinstance(text, str):
+            raise ModelError(f"{self._where}: expected an answer with text, got {text!r:.80}")
+        return text
+
+    @property
+    def _where(self) -> str:
+        return f"{self.base_url}, model {self.model!r}"
+
+    def _post(self, asked: dict[str, object]) -> bytes:
+        key = self.api_key or os.environ.get("OPENAI_API_KEY")
+        request = urllib.request.Request(
+            f"{self.base_url.rstrip('/')}/chat/completions",
+            data=json.dumps(asked).encode(),
+            headers={"Content-Type": "application/json"}
+            | ({"Authorization": f"Bearer {key}"} if key else {}),
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                found: bytes = reply.read()
+                return found
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read(500).decode(errors="replace")
+            raise ModelError(f"{self._where}: {error.code} {error.reason}: {said}") from error
