@@ -1,0 +1,331 @@
+"""Is a summary better than the history it is of? (POPI, arXiv 2510.17881)
+
+    python experiments/popi/inferring.py            # half an hour of a core; goes on
+    python experiments/popi/inferring.py --quick    # only shows that it runs
+
+Simulated people (people_of.py) have chosen a few times. The generator is told what is known of a
+person, and is right about a further pair if what they would choose becomes likelier against what
+they would not, than it is without being told: reward accuracy.
+
+    history            the choices, liked and not liked, listed before the prompt
+    history, turns     what was liked, as earlier turns
+    summary            of the model, greedily written
+    summary, best      of several, by POPI's loss on the history
+    weights in words   the posterior's mean weights, in a sentence (`steer.preference.in_words`)
+    true weights       in a sentence: what no inference could surpass
+    weights            no generator: pairs ordered by the posterior's mean weights and rewards
+
+With --reader a second model reads the unchanged summaries: what is known of a person is text, and
+serves any model. The intervals are 95% bootstraps over people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from people_of import Person, inferred, people_of, pool_of
+from tqdm import tqdm
+
+# What experiments share is one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from precision import add_dtype, loaded  # noqa: E402
+from tables import write_csv, write_json, write_markdown  # noqa: E402
+from timing import command  # noqa: E402
+
+from steer.baselines.prompting import dialogue  # noqa: E402
+from steer.bundle import Bundle  # noqa: E402
+from steer.chat import Chat, render  # noqa: E402
+from steer.generation import prompt_tokens  # noqa: E402
+from steer.history import HistoryItem  # noqa: E402
+from steer.journal import Journal  # noqa: E402
+from steer.likelihood import mean_log_likelihood, response_tokens  # noqa: E402
+from steer.models import LanguageModel, load_model  # noqa: E402
+from steer.preference import in_words  # noqa: E402
+from steer.prompts import load_prompts  # noqa: E402
+from steer.resources import cache_dir, content_key, data_dir  # noqa: E402
+from steer.steerer import DEFAULT_BUNDLE, Steerer  # noqa: E402
+from steer.summaries import margins, summarise, wordings  # noqa: E402
+from steer.versions import versions  # noqa: E402
+
+Float64 = NDArray[np.float64]
+
+HISTORY, TURNS, GREEDY, BEST = "history", "history, turns", "summary", "summary, best"
+IN_WORDS, TRUE, WEIGHTS = "weights in words", "true weights", "weights"
+SUMMARIES = (GREEDY, BEST, IN_WORDS, TRUE)
+JUDGED = 64  # tokens of an answer
+
+
+@dataclass(frozen=True)
+class Line:
+    """One way to tell a generator of a person.
+
+    Attributes:
+        way: Which.
+        reader: Whose reward accuracy it is.
+        accuracy: Mean over people.
+        low: Lower end of its interval.
+        high: Upper end.
+        margin: Mean margin, nats.
+        tokens: That are added to a prompt, mean.
+    """
+
+    way: str
+    reader: str
+    accuracy: float
+    low: float
+    high: float
+    margin: float
+    tokens: float
+
+
+def main() -> None:
+    """Infer, ask and write."""
+    arguments = read_arguments()
+    model = loaded(arguments)
+    steerer = Steerer(model, Bundle.load(arguments.bundle))
+    portfolio = steerer.bundle.portfolio
+    assert portfolio is not None, "the bundle holds one"
+    folder = arguments.work_dir
+    # Those at the end: the first develop prompts are what doses are measured on.
+    texts = [prompt.text for prompt in load_prompts(arguments.split)][-2 * arguments.prompts :]
+    pools = [
+        pool_of(steerer, texts[part::2], arguments.tokens, folder / f"{arguments.split}-{part}")
+        for part in (0, 1)
+    ]
+    people = people_of(
+        *pools, arguments.people, arguments.items, arguments.questions, arguments.consistent,
+        # Other people for development.
+        arguments.seed + (arguments.split == "develop"),
+    )  # fmt: skip
+    poles = {name: steerer.bundle.traits[name].positive for name in portfolio.traits}
+    told = [told_of(model, person, poles, arguments) for person in tqdm(people, desc="summaries")]
+    readers = [model] if arguments.reader is None else [model, load_model(arguments.reader)]
+    lines, examples = [], [dict(one) for one in told[:6]]
+    for reader in readers:
+        found = asked(reader, people, told, folder, arguments)
+        lines += [
+            line(reader, way, people, told, rows, arguments.seed) for way, rows in found.items()
+        ]
+    write(lines, people, examples, model, arguments)
+
+
+def read_arguments() -> argparse.Namespace:
+    """From the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=None, help="local folder or hub id")
+    parser.add_argument("--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE)
+    parser.add_argument("--reader", default=None, help="another model that reads the summaries")
+    add_dtype(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--split", choices=("develop", "report"), default="report")
+    parser.add_argument("--people", type=int, default=16)
+    parser.add_argument("--items", type=int, default=8, help="choices of a history")
+    parser.add_argument("--questions", type=int, default=12, help="further pairs of each person")
+    parser.add_argument("--prompts", type=int, default=12, help="of histories, and as many others")
+    parser.add_argument("--tokens", type=int, default=64, help="longest answer")
+    parser.add_argument("--consistent", type=float, default=0.9, help="on the median pair")
+    parser.add_argument("--number", type=int, default=8, help="summaries of which one is best")
+    parser.add_argument("--quick", action="store_true", help="only show that it runs")
+    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "popi")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "popi"
+    )
+    arguments = parser.parse_args()
+    arguments.work_dir /= arguments.dtype
+    if arguments.quick:
+        arguments.people, arguments.items, arguments.questions = 2, 2, 2
+        arguments.prompts, arguments.tokens, arguments.number = 2, 16, 2
+        arguments.work_dir /= "quick"
+    return arguments
+
+
+def told_of(
+    model: LanguageModel, person: Person, poles: dict[str, str], arguments: argparse.Namespace
+) -> dict[str, str]:
+    """What is said of a person, by way; kept as it is written."""
+    header = {
+        "model": model.fingerprint.to_dict(),
+        "dtype": model.precision,
+        "history": content_key([asdict(item) for item in person.history]),
+        "wordings": content_key(wordings()),
+        "number": arguments.number,
+        "seed": arguments.seed,
+    }
+    path = arguments.work_dir / "told" / f"{content_key(header)}.jsonl"
+    journal = Journal(path, header)
+    if not journal.rows:
+        settings: dict[str, Any] = {"judged": JUDGED, "seed": arguments.seed}
+        one = summarise(model, person.history, number=1, **settings)
+        best = summarise(model, person.history, number=arguments.number, **settings)
+        journal.append([{GREEDY: one.text, BEST: best.text}])
+        journal = Journal(path, header)
+    names = list(poles)
+    guessed = dict(zip(names, inferred(person, arguments.seed).tolist(), strict=True))
+    true = dict(zip(names, person.weights.tolist(), strict=True))
+    return {**journal.rows[0], IN_WORDS: in_words(poles, guessed), TRUE: in_words(poles, true)}
+
+
+def with_history(person: Person, prompt: str) -> str:
+    """A prompt after the listed choices."""
+    rows = [
+        wordings()["item"].format(liked=item.text, disliked=item.disliked)
+        for item in person.history
+    ]
+    return "\n\n".join([*rows, prompt])
+
+
+def asked(
+    reader: LanguageModel,
+    people: Sequence[Person],
+    told: Sequence[dict[str, str]],
+    folder: Path,
+    arguments: argparse.Namespace,
+) -> dict[str, list[Float64]]:
+    """Margins of each person's test pairs, by way."""
+    header = {
+        "reader": reader.fingerprint.to_dict(),
+        "dtype": reader.precision,
+        "told": content_key(list(told)),
+        "test": content_key([[asdict(item) for item in person.test] for person in people]),
+    }
+    journal = Journal(folder / f"asked-{content_key(header)}.jsonl", header)
+    rows = list(journal.rows)
+    for number in tqdm(range(len(rows), len(people)), desc="asking", disable=None):
+        person = people[number]
+        texts = [told[number][way] for way in SUMMARIES]
+        found = dict(
+            zip(SUMMARIES, margins(reader, texts, person.test, judged=JUDGED), strict=True)
+        )
+        found[HISTORY] = told_margins(
+            reader, person, [with_history(person, item.prompt or "") for item in person.test]
+        )
+        found[TURNS] = told_margins(
+            reader, person, [dialogue(person.history, item.prompt or "") for item in person.test]
+        )
+        found[WEIGHTS] = person.test_differences @ inferred(person, arguments.seed)
+        rows.append({way: values.tolist() for way, values in found.items()})
+        journal.append([rows[-1]])
+    order = (HISTORY, TURNS, *SUMMARIES, WEIGHTS)
+    return {way: [np.array(row[way]) for row in rows] for way in order}
+
+
+def told_margins(reader: LanguageModel, person: Person, chats: Sequence[str | Chat]) -> Float64:
+    """Margins (m,) of test pairs under prompts that tell of the person, against plain ones."""
+    found = []
+    for prompts in (chats, [item.prompt or "" for item in person.test]):
+        found.append(_differences(reader, prompts, person.test))
+    return np.asarray(found[0] - found[1])
+
+
+def _differences(
+    reader: LanguageModel, prompts: Sequence[str | Chat], pairs: Sequence[HistoryItem]
+) -> Float64:
+    """log p of the chosen minus log p of the other (m,)."""
+    sequences = []
+    for prompt, item in zip(prompts, pairs, strict=True):
+        ids = prompt_tokens(reader, render(reader.tokenizer, prompt))
+        for text in (item.text, item.disliked or ""):
+            sequences.append((ids, response_tokens(reader, text)[:JUDGED]))
+    lengths = np.array([len(answer) for _, answer in sequences])
+    sums = mean_log_likelihood(reader, sequences, batch_tokens=4096) * lengths
+    return np.asarray(sums[::2] - sums[1::2])
+
+
+def line(
+    reader: LanguageModel,
+    way: str,
+    people: Sequence[Person],
+    told: Sequence[dict[str, str]],
+    rows: Sequence[Float64],
+    seed: int,
+) -> Line:
+    """One way's accuracy and tokens."""
+    right = np.array([float((row > 0).mean()) for row in rows])
+    rng = np.random.default_rng(seed)
+    drawn = right[rng.integers(len(right), size=(2000, len(right)))].mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
+    if way in SUMMARIES:
+        tokens = [len(response_tokens(reader, one[way])) for one in told]
+    elif way == WEIGHTS:
+        tokens = [0]
+    else:
+        tokens = [_extra(reader, way, person) for person in people]
+    margin = float(np.mean([row.mean() for row in rows]))
+    return Line(way, reader.name, float(right.mean()), low, high, margin, float(np.mean(tokens)))
+
+
+def _extra(reader: LanguageModel, way: str, person: Person) -> int:
+    prompt = person.test[0].prompt or ""
+    chat = with_history(person, prompt) if way == HISTORY else dialogue(person.history, prompt)
+    both = [prompt_tokens(reader, render(reader.tokenizer, one)) for one in (chat, prompt)]
+    return len(both[0]) - len(both[1])
+
+
+def write(
+    lines: Sequence[Line],
+    people: Sequence[Person],
+    examples: Sequence[dict[str, str]],
+    model: LanguageModel,
+    arguments: argparse.Namespace,
+) -> None:
+    """Write JSON, CSV and Markdown."""
+    content = {
+        "command": command("experiments/popi/inferring.py"),
+        "model": model.name,
+        "fingerprint": model.fingerprint.to_dict(),
+        "dtype": arguments.dtype,
+        "seed": arguments.seed,
+        "split": arguments.split,
+        "people": len(people),
+        "items": arguments.items,
+        "questions": arguments.questions,
+        "consistent": arguments.consistent,
+        "versions": versions(),
+        "lines": [asdict(one) for one in lines],
+        "examples": list(examples),
+    }
+    write_json(arguments.output / "inferring.json", content)
+    write_csv(arguments.output / "inferring.csv", Line, lines)
+    write_markdown(arguments.output / "inferring.md", markdown(content, lines))
+
+
+def markdown(content: dict[str, Any], lines: Sequence[Line]) -> str:
+    """The table as Markdown."""
+    rows = [
+        f"{content['people']} simulated people ({content['split']} prompts) with {content['items']} choices each, consistent "
+        f"{content['consistent']:.0%} of the time on the median pair; {content['questions']} "
+        f"further pairs each. Summaries by {content['model']}, {content['dtype']}, seed "
+        f"{content['seed']}. In brackets: 95%, bootstrap over people.",
+        "",
+        "| told | reader | reward accuracy | mean margin, nats | tokens |",
+        "|---" * 5 + "|",
+    ]
+    rows += [
+        f"| {one.way} | {'none' if one.way == WEIGHTS else one.reader} | {one.accuracy:.3f} "
+        f"({one.low:.3f} to {one.high:.3f}) | "
+        f"{'' if one.way == WEIGHTS else f'{one.margin:+.2f}'} | {one.tokens:.0f} |"
+        for one in lines
+    ]
+    if len({one.reader for one in lines}) == 1:
+        rows += ["", "Another model that reads the same summaries: not run (`--reader MODEL`)."]
+    rows += ["", "Summaries of the first people:", ""]
+    rows += [
+        f"- true: *{one[TRUE]}* inferred: *{one[IN_WORDS]}* greedy: *{one[GREEDY]}* best: "
+        f"*{one[BEST]}*"
+        for one in content["examples"]
+    ]
+    names = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    rows += ["", f"`{content['command']}`; {names}."]
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    main()
