@@ -188,6 +188,7 @@ def margins(
     *,
     place: Place = "user",
     judged: int | None = 96,
+    reference: LanguageModel | None = None,
     batch_tokens: int = 4096,
 ) -> Float64:
     """By how much each summary makes what was preferred likelier than what was not (n, m), nats.
@@ -198,6 +199,7 @@ def margins(
         pairs: m items with a disliked response.
         place: Where it is told the summary.
         judged: Tokens of an answer that count, from its beginning; None for all.
+        reference: The generator that is told nothing, of the same tokens; None for the same one.
         batch_tokens: Tokens in one forward pass.
 
     Raises:
@@ -218,7 +220,8 @@ def margins(
         chats = prompts if text is None else [said(text, prompt, place) for prompt in prompts]
         asked = [prompt_tokens(language_model, render(tokenizer, chat)) for chat in chats]
         sequences = [(asked[i // 2], one) for i, one in enumerate(answers)]
-        means = mean_log_likelihood(language_model, sequences, batch_tokens=batch_tokens)
+        reader = reference if text is None and reference is not None else language_model
+        means = mean_log_likelihood(reader, sequences, batch_tokens=batch_tokens)
         sums = (means * lengths).reshape(len(pairs), 2)
         found.append(sums[:, 0] - sums[:, 1])
     return np.stack(found[1:]) - found[0] if texts else np.empty((0, len(pairs)))

@@ -77,6 +77,17 @@ def test_the_beginnings_of_answers_are_judged(llama):
     assert not np.allclose(margins(llama, text, PAIRS), margins(llama, text, shorter), atol=1e-2)
 
 
+def test_a_reference_is_told_nothing(llama):
+    other, text = tiny("llama", seed=4), "I like answers that are short."
+    found = margins(llama, [text], PAIRS[:1], reference=other)[0, 0]
+    told = said(text, "Tea?", "user")
+    wanted = [
+        log_p(llama, told, answer) - log_p(other, "Tea?", answer)
+        for answer in (PAIRS[0].text, PAIRS[0].disliked)
+    ]
+    assert found == pytest.approx(wanted[0] - wanted[1], abs=1e-3)
+
+
 def test_the_loss_is_that_of_the_paper():
     margin = np.array([[3.0, -2.0], [0.0, 0.0], [900.0, -900.0]])
     for beta in (0.1, 2.0):

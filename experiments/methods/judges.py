@@ -7,6 +7,7 @@ remote   any OpenAI-compatible model: it is shown both answers, in both orders.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,11 +69,11 @@ def remote_preference(
     for swapped in (False, True):
         pair = (second, first) if swapped else (first, second)
         asked = QUESTION.format(summary=text, prompt=prompt, first=pair[0], second=pair[1])
-        said_ = judge.answer([{"role": "user", "content": asked}], max_tokens=4)
-        letter = said_.strip()[:1].upper()
-        if letter not in ("A", "B"):
+        reply = judge.answer([{"role": "user", "content": asked}], max_tokens=4)
+        letter = re.match(r"\W*([AB])\b", reply, re.IGNORECASE)
+        if letter is None:
             return None
-        votes.append((letter == "A") != swapped)
+        votes.append((letter.group(1).upper() == "A") != swapped)
     return float(np.mean(votes))
 
 

@@ -300,10 +300,10 @@ def write(
 def markdown(content: dict[str, Any], lines: Sequence[Line]) -> str:
     """The table as Markdown."""
     rows = [
-        f"{content['people']} simulated people ({content['split']} prompts) with {content['items']} choices each, consistent "
-        f"{content['consistent']:.0%} of the time on the median pair; {content['questions']} "
-        f"further pairs each. Summaries by {content['model']}, {content['dtype']}, seed "
-        f"{content['seed']}. In brackets: 95%, bootstrap over people.",
+        f"{content['people']} simulated people with {content['items']} choices each on "
+        f"{content['split']} prompts, consistent {content['consistent']:.0%} of the time on the "
+        f"median pair, and {content['questions']} further pairs. Summaries by {content['model']}, "
+        f"{content['dtype']}, seed {content['seed']}. In brackets: 95%, bootstrap over people.",
         "",
         "| told | reader | reward accuracy | mean margin, nats | tokens |",
         "|---" * 5 + "|",
