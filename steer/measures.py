@@ -16,6 +16,8 @@ from functools import cache
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+# Pictographs that an answer may have whatever its length.
+_FEW_PICTOGRAPHS = 10
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$|[\"'”)])|\n+")
 
 # Marks of a casual register: slang, fillers, clipped forms.
@@ -170,8 +172,9 @@ def is_looping(text: str) -> bool:
 def is_broken(text: str) -> bool:
     """Whether a text is damaged: empty, broken unicode, stray template marks, or word salad.
 
-    Word salad: words glued or stretched beyond 30 letters, or fewer than half of the characters
-    letters and spaces.
+    Word salad: words glued or stretched beyond 30 letters, fewer than half of the characters
+    letters and spaces, or a flood of pictographs: more than a few, and more than one for every two
+    words. No two of them need be alike, so that a flood is no loop.
     """
     stripped = text.strip()
     found = words(stripped)
@@ -182,6 +185,9 @@ def is_broken(text: str) -> bool:
     if any(unicodedata.category(c) in ("Cc", "Co", "Cn") for c in stripped if c not in "\n\t\r"):
         return True
     if any(len(word) > 30 for word in found):
+        return True
+    pictographs = sum(unicodedata.category(c) == "So" for c in stripped)
+    if pictographs > max(_FEW_PICTOGRAPHS, 0.5 * len(found)):
         return True
     plain = sum(c.isalpha() or c.isspace() for c in stripped)
     return plain < 0.5 * len(stripped)

@@ -99,7 +99,14 @@ def test_loops_are_found(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [PLAIN, "Sleep early.", "1. Eat well\n2. Sleep well\n3. Move a little every day\n"]
+    "text",
+    [
+        PLAIN,
+        "Sleep early.",
+        "1. Eat well\n2. Sleep well\n3. Move a little every day\n",
+        "Well done! 🎉🌟💖 You did it 🌈🌞🌻 today. 🎈🐝🌱",
+        f"{PLAIN} " + "🎉🌟💖🌈🌞🌻🎈🐝🌱🌊🏰",
+    ],
 )
 def test_sound_text_is_coherent(text: str) -> None:
     assert is_coherent(text)
@@ -107,7 +114,17 @@ def test_sound_text_is_coherent(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "  \n", "...", "A \ufffd b", "Yes<|im_end|>", "x" * 31, "a\x00b", "!!! ??? ### 12 $$ a"],
+    [
+        "",
+        "  \n",
+        "...",
+        "A \ufffd b",
+        "Yes<|im_end|>",
+        "x" * 31,
+        "a\x00b",
+        "!!! ??? ### 12 $$ a",
+        "Hello friends! It is so wonderful to celebrate together. 🌟💖🎉👨😜🏰📚💬💡🌈🌱🌞🌊",
+    ],
 )
 def test_broken_text_is_found(text: str) -> None:
     assert is_broken(text)
