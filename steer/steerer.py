@@ -12,7 +12,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from typing_extensions import Unpack
 
-from steer.baselines import Method, Request, named
+from steer.baselines import Method, Request, Serving, named
 from steer.bundle import Bundle
 from steer.chat import Chat, is_chat, render
 from steer.edits import ZERO, Edit
@@ -337,9 +337,8 @@ class Steerer:
             requests = self._requests(prompts, weights, profile, strength)
             # Nothing is steered, nor can another thread steer the model meanwhile.
             with self._hooks.steer(ZERO):
-                return named(method).answer(
-                    self.language_model, self.bundle, requests, decoding, seed
-                )
+                serving = Serving(self.language_model, self.bundle, decoding, seed)
+                return named(method).answer(serving, requests)
         with self.steer(weights, strength=strength, compose=compose, profile=profile):
             return generate_batch(self.language_model, texts, decoding, seed=seed)
 

@@ -24,13 +24,14 @@ from pathlib import Path
 import numpy as np
 from capability_tasks import TASKS, Document, Task, short
 from numpy.typing import NDArray
-from running import add_bundle, common_parser, parsed, steerer_of
+from running import common_parser, parsed, steerer_of
 from tqdm import tqdm
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
+from runs import add_bundle  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 

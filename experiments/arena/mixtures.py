@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from reads import PAIRS, READS, People, Reads
 from running import (
     add_build_dir,
-    add_bundle,
     common_parser,
     parsed,
     steerer_of,
@@ -42,6 +41,7 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
+from runs import add_bundle  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 

@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 from answering import UNSTEERED, Edited, Setting, answer_all
 from judging import DRAWS, interval
-from running import add_bundle, common_parser, parsed, steerer_of, store_of
+from running import common_parser, parsed, steerer_of, store_of
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
+from runs import add_bundle  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 

@@ -14,12 +14,13 @@ from contenders import Effort, Workshop
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import add_dtype  # noqa: E402
+from runs import set_apart  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
 from steer.generation import Decoding  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
-from steer.resources import cache_dir, data_dir  # noqa: E402
-from steer.steerer import DEFAULT_BUNDLE, Steerer  # noqa: E402
+from steer.resources import cache_dir  # noqa: E402
+from steer.steerer import Steerer  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
 
@@ -49,17 +50,10 @@ def add_build_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--build-dir", type=Path, default=cache_dir() / "build")
 
 
-def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """For scripts that take a bundle's."""
-    parser.add_argument("--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE)
-
-
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments; answers of another precision, or of a quick run, are kept apart."""
     arguments = parser.parse_args()
-    arguments.work_dir /= arguments.dtype
-    if arguments.quick:
-        arguments.work_dir /= "quick"
+    set_apart(arguments)
     return arguments
 
 

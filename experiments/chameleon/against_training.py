@@ -29,15 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from persona import ITEMS, from_groups, grouped, makers, plain
+from persona import ITEMS, add_group, from_groups, grouped, makers, plain
 from persons import Person, Question, histories_of, questions, read_talk
-from shared import add_group, common_parser, known, last_line
 from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
+from runs import common_parser, known, last_line  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.chat import render  # noqa: E402
@@ -111,7 +111,7 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
-    parser = common_parser(__doc__)
+    parser = common_parser(__doc__, "chameleon")
     parser.add_argument("--data", type=Path, required=True, help="folder of the open data sets")
     parser.add_argument("--split", choices=("develop", "report"), default="report")
     parser.add_argument("--people", type=int, default=8)

@@ -33,12 +33,12 @@ from lamp_tasks import (
     with_history,
 )
 from making import gate_of
-from shared import common_parser, last_line
 from tqdm import tqdm
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
+from runs import common_parser, last_line  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
@@ -115,7 +115,7 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
-    parser = common_parser(__doc__)
+    parser = common_parser(__doc__, "chameleon")
     parser.add_argument("--lamp", type=Path, default=None, help="folder of the benchmark")
     parser.add_argument("--task", type=int, nargs="+", choices=NUMBERS, default=list(NUMBERS))
     parser.add_argument("--split", choices=("train", "dev"), default="dev")

@@ -31,13 +31,13 @@ import numpy as np
 from making import Maker, gate_of, seconds
 from persona import ITEMS, UNSTEERED, plain
 from persons import People, Person, Question, histories_of, questions, read_talk
-from shared import common_parser, known, last_line
 from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval, soundness
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
+from runs import common_parser, known, last_line  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.edits import ZERO  # noqa: E402
@@ -173,7 +173,7 @@ def main() -> None:
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
     parts = tuple(dict.fromkeys(variant.part for variant in variants()))
-    parser = common_parser(__doc__)
+    parser = common_parser(__doc__, "chameleon")
     parser.add_argument("--data", type=Path, required=True, help="folder of the open data sets")
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--people", type=int, default=24)

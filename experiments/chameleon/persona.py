@@ -42,7 +42,6 @@ from persons import (
     read_authors,
     read_talk,
 )
-from shared import add_group, common_parser, known, last_line
 from telling import (
     GAINED,
     LOWER_IS_BETTER,
@@ -60,6 +59,7 @@ from telling import (
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
+from runs import common_parser, known, last_line  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.baselines.prompting import dialogue, listed  # noqa: E402
@@ -137,7 +137,7 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
-    parser = common_parser(__doc__)
+    parser = common_parser(__doc__, "chameleon")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="folder of the open data sets")
     source.add_argument("--authors", type=Path, help="folder with a folder of texts per author")
@@ -149,6 +149,12 @@ def read_arguments() -> argparse.Namespace:
     if arguments.quick:
         arguments.people, arguments.questions, arguments.group_people = 4, 1, 2
     return arguments
+
+
+def add_group(parser: argparse.ArgumentParser) -> None:
+    """For scripts that make groups."""
+    parser.add_argument("--groups", type=int, default=1)
+    parser.add_argument("--group-people", type=int, default=24, help="of whom groups are made")
 
 
 def makers(model: Any, arguments: argparse.Namespace) -> tuple[Maker, Maker]:

@@ -54,18 +54,18 @@ sys.path.append(str(Path(__file__).parents[1] / "arena"))
 from capability_tasks import TASKS  # noqa: E402
 from judging import BANDS, Coherence, interval  # noqa: E402
 from palm.figures import panels, save  # noqa: E402
-from precision import add_dtype, loaded  # noqa: E402
+from precision import loaded  # noqa: E402
 from reads import READS, People, Reads  # noqa: E402
+from runs import add_bundle, common_parser, known, last_line, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
-from timing import command  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
 from steer.generation import Decoding  # noqa: E402
 from steer.journal import Journal  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.remote import RemoteModel  # noqa: E402
-from steer.resources import cache_dir, content_key, data_dir  # noqa: E402
-from steer.steerer import DEFAULT_BUNDLE, Steerer  # noqa: E402
+from steer.resources import content_key  # noqa: E402
+from steer.steerer import Steerer  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
 BAND = max(BANDS)
@@ -178,13 +178,9 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_parser(__doc__, "methods")
+    add_bundle(parser)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    parser.add_argument("--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE)
-    add_dtype(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--users", type=int, default=6, help="report users")
     parser.add_argument("--develop-users", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=16, help="report prompts")
@@ -194,17 +190,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=96, help="longest answer")
     parser.add_argument("--judge-url", default=None, help="of an OpenAI-compatible API")
     parser.add_argument("--judge-model", default=None, help="its name there")
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "methods")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "methods"
-    )
     arguments = parser.parse_args()
     if (arguments.judge_url is None) != (arguments.judge_model is None):
         parser.error("--judge-url and --judge-model go together")
-    arguments.work_dir /= arguments.dtype
+    set_apart(arguments)
     if arguments.quick:
-        arguments.work_dir /= "quick"
         arguments.users, arguments.develop_users = 2, 1
         arguments.prompts, arguments.develop_prompts = 3, 2
         arguments.questions, arguments.pairs, arguments.tokens = 4, 100, 24
@@ -421,13 +411,7 @@ def write(
 ) -> None:
     """Write JSON, CSV, Markdown and the sweeps."""
     content = {
-        "command": command("experiments/methods/methods.py"),
-        "model": steerer.language_model.name,
-        "fingerprint": steerer.language_model.fingerprint.to_dict(),
-        "dtype": arguments.dtype,
-        "seed": arguments.seed,
-        "threads": arguments.threads,
-        "versions": versions(),
+        **known("experiments/methods/methods.py", steerer.language_model, arguments),
         "users": [asdict(user) for user in people],
         "prompts": len(prompts),
         "tokens": arguments.tokens,
@@ -489,8 +473,7 @@ def markdown(content: dict[str, Any], lines: Sequence[Line], tried: Sequence[Tri
         f"{one.incoherent:.1%} | {one.relevant:.0%} | {one.log_likelihood:.2f} |"
         for one in tried
     ]
-    names = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
-    rows += ["", f"`{content['command']}`; {names}."]
+    rows += ["", last_line(content)]
     return "\n".join(rows) + "\n"
 
 

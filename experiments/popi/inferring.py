@@ -30,14 +30,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from people_of import Person, inferred, people_of, pool_of
+from people_of import Person, add_people, inferred, people_of, pool_of
 from tqdm import tqdm
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
-from precision import add_dtype, loaded  # noqa: E402
+from precision import loaded  # noqa: E402
+from runs import common_parser, known, last_line, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
-from timing import command  # noqa: E402
 
 from steer.baselines.prompting import dialogue  # noqa: E402
 from steer.bundle import Bundle  # noqa: E402
@@ -49,10 +49,9 @@ from steer.likelihood import mean_log_likelihood, response_tokens  # noqa: E402
 from steer.models import LanguageModel, load_model  # noqa: E402
 from steer.preference import in_words  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
-from steer.resources import cache_dir, content_key, data_dir  # noqa: E402
-from steer.steerer import DEFAULT_BUNDLE, Steerer  # noqa: E402
+from steer.resources import content_key  # noqa: E402
+from steer.steerer import Steerer  # noqa: E402
 from steer.summaries import margins, summarise, wordings  # noqa: E402
-from steer.versions import versions  # noqa: E402
 
 Float64 = NDArray[np.float64]
 
@@ -118,32 +117,16 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    parser.add_argument("--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE)
+    parser = common_parser(__doc__, "popi")
+    add_people(parser)
     parser.add_argument("--reader", default=None, help="another model that reads the summaries")
-    add_dtype(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--split", choices=("develop", "report"), default="report")
-    parser.add_argument("--people", type=int, default=16)
-    parser.add_argument("--items", type=int, default=8, help="choices of a history")
-    parser.add_argument("--questions", type=int, default=12, help="further pairs of each person")
-    parser.add_argument("--prompts", type=int, default=12, help="of histories, and as many others")
-    parser.add_argument("--tokens", type=int, default=64, help="longest answer")
-    parser.add_argument("--consistent", type=float, default=0.9, help="on the median pair")
     parser.add_argument("--number", type=int, default=8, help="summaries of which one is best")
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "popi")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "popi"
-    )
     arguments = parser.parse_args()
-    arguments.work_dir /= arguments.dtype
+    set_apart(arguments)
     if arguments.quick:
         arguments.people, arguments.items, arguments.questions = 2, 2, 2
         arguments.prompts, arguments.tokens, arguments.number = 2, 16, 2
-        arguments.work_dir /= "quick"
     return arguments
 
 
@@ -278,17 +261,12 @@ def write(
 ) -> None:
     """Write JSON, CSV and Markdown."""
     content = {
-        "command": command("experiments/popi/inferring.py"),
-        "model": model.name,
-        "fingerprint": model.fingerprint.to_dict(),
-        "dtype": arguments.dtype,
-        "seed": arguments.seed,
+        **known("experiments/popi/inferring.py", model, arguments),
         "split": arguments.split,
         "people": len(people),
         "items": arguments.items,
         "questions": arguments.questions,
         "consistent": arguments.consistent,
-        "versions": versions(),
         "lines": [asdict(one) for one in lines],
         "examples": list(examples),
     }
@@ -322,8 +300,7 @@ def markdown(content: dict[str, Any], lines: Sequence[Line]) -> str:
         f"*{one[BEST]}*"
         for one in content["examples"]
     ]
-    names = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
-    rows += ["", f"`{content['command']}`; {names}."]
+    rows += ["", last_line(content)]
     return "\n".join(rows) + "\n"
 
 

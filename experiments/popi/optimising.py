@@ -29,14 +29,14 @@ from typing import Any
 
 import numpy as np
 from inferring import JUDGED
-from people_of import Person, people_of, pool_of
+from people_of import Person, add_people, people_of, pool_of
 from tqdm import tqdm
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
-from precision import add_dtype, loaded  # noqa: E402
+from precision import loaded  # noqa: E402
+from runs import common_parser, known, last_line, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
-from timing import command  # noqa: E402
 
 from steer.baselines.prompting import said  # noqa: E402
 from steer.bundle import Bundle  # noqa: E402
@@ -44,8 +44,7 @@ from steer.chat import render  # noqa: E402
 from steer.history import HistoryItem  # noqa: E402
 from steer.models import LanguageModel, load_model, wrap_model  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
-from steer.resources import cache_dir, data_dir  # noqa: E402
-from steer.steerer import DEFAULT_BUNDLE, Steerer  # noqa: E402
+from steer.steerer import Steerer  # noqa: E402
 from steer.summaries import (  # noqa: E402
     first_sentence,
     fitting,
@@ -54,7 +53,6 @@ from steer.summaries import (  # noqa: E402
     wordings,
     written,
 )
-from steer.versions import versions  # noqa: E402
 
 CONTEXT = 768  # tokens of a request
 LENGTH = 32  # of a summary
@@ -110,32 +108,16 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    parser.add_argument("--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE)
-    add_dtype(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--people", type=int, default=12, help="to train on, and as many to test")
-    parser.add_argument("--items", type=int, default=6, help="choices of a history")
-    parser.add_argument("--questions", type=int, default=8, help="further pairs of each person")
-    parser.add_argument("--prompts", type=int, default=12, help="of histories, and as many others")
-    parser.add_argument("--tokens", type=int, default=64, help="longest answer")
-    parser.add_argument("--consistent", type=float, default=0.9, help="on the median pair")
+    parser = common_parser(__doc__, "popi")
+    add_people(parser)
     parser.add_argument("--number", type=int, default=8, help="summaries of which one is learnt")
     parser.add_argument("--steps", type=int, default=12, help="of each stage")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "popi")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "popi"
-    )
     arguments = parser.parse_args()
-    arguments.work_dir /= arguments.dtype
+    set_apart(arguments)
     if arguments.quick:
         arguments.people, arguments.items, arguments.questions = 2, 2, 2
         arguments.prompts, arguments.tokens, arguments.number, arguments.steps = 2, 16, 2, 1
-        arguments.work_dir /= "quick"
     return arguments
 
 
@@ -322,15 +304,10 @@ def write(
 ) -> None:
     """Write JSON, CSV and Markdown."""
     content = {
-        "command": command("experiments/popi/optimising.py"),
-        "model": model.name,
-        "fingerprint": model.fingerprint.to_dict(),
-        "dtype": arguments.dtype,
-        "seed": arguments.seed,
+        **known("experiments/popi/optimising.py", model, arguments),
         "training people": training,
         "test people": test,
         "steps": arguments.steps,
-        "versions": versions(),
         "lines": [asdict(one) for one in lines],
     }
     write_json(arguments.output / "optimising.json", content)
@@ -348,8 +325,7 @@ def write(
         f"({one.accuracy_low:.3f} to {one.accuracy_high:.3f}) | {one.example} |"
         for one in lines
     ]
-    names = ", ".join(f"{name} {number}" for name, number in versions().items())
-    rows += ["", f"`{content['command']}`; {names}."]
+    rows += ["", last_line(content)]
     write_markdown(arguments.output / "optimising.md", "\n".join(rows) + "\n")
 
 

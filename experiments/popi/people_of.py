@@ -7,6 +7,8 @@ judged as the weights say so often. Test pairs are labelled by the weights alone
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit
+
+# What experiments share is one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from runs import add_bundle  # noqa: E402
 
 from steer.baselines.rewarding import built_in_reward
 from steer.chat import render
@@ -65,6 +71,17 @@ class Person:
     differences: Float64
     test: tuple[HistoryItem, ...]
     test_differences: Float64
+
+
+def add_people(parser: argparse.ArgumentParser) -> None:
+    """For scripts that simulate people."""
+    add_bundle(parser)
+    parser.add_argument("--people", type=int, default=12)
+    parser.add_argument("--items", type=int, default=8, help="choices of a history")
+    parser.add_argument("--questions", type=int, default=12, help="further pairs of each person")
+    parser.add_argument("--prompts", type=int, default=12, help="of histories, and as many others")
+    parser.add_argument("--tokens", type=int, default=64, help="longest answer")
+    parser.add_argument("--consistent", type=float, default=0.9, help="on the median pair")
 
 
 def pool_of(steerer: Steerer, prompts: Sequence[str], tokens: int, folder: Path) -> Pool:

@@ -35,8 +35,8 @@ from scipy.stats import binomtest
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
-from chameleon.shared import last_line  # noqa: E402
 from palm.figures import panels, save  # noqa: E402
+from runs import add_bundle, last_line  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
@@ -46,9 +46,7 @@ from steer.certificate import Measured  # noqa: E402
 from steer.cover import random_weights  # noqa: E402
 from steer.posterior import Posterior  # noqa: E402
 from steer.questions import questions_of  # noqa: E402
-from steer.resources import data_dir  # noqa: E402
 from steer.route import route  # noqa: E402
-from steer.steerer import DEFAULT_BUNDLE  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
 Float64 = NDArray[np.float64]
@@ -180,7 +178,7 @@ def main() -> None:
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE)
+    add_bundle(parser)
     parser.add_argument("--people", type=int, default=200, help="of each number of traits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="only show that it runs")

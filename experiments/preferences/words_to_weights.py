@@ -29,8 +29,8 @@ from scipy.stats import binomtest
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
-from chameleon.shared import known, last_line  # noqa: E402
-from precision import add_dtype, loaded  # noqa: E402
+from precision import loaded  # noqa: E402
+from runs import common_parser, known, last_line  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 import steer  # noqa: E402
@@ -120,13 +120,7 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=None, help="local folder or hub id")
-    add_dtype(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--output", type=Path, default=HERE.parent / "results" / "preferences")
+    parser = common_parser(__doc__, "preferences", work=False)
     return parser.parse_args()
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from steer.baselines.combined import LogitRectification, MultiObjective
-from steer.baselines.method import Method, Request
+from steer.baselines.method import Method, Request, Serving
 from steer.baselines.prompting import FewShot, RetrievedHistory, SystemPrompt
 from steer.baselines.rewarding import BestOfN, RewardGuided
 from steer.errors import InputError
@@ -51,6 +51,7 @@ __all__ = [
     "Request",
     "RetrievedHistory",
     "RewardGuided",
+    "Serving",
     "SystemPrompt",
     "named",
 ]

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from steer.baselines.method import Request, shares_of, trait_of
+from steer.baselines.method import Request, Serving, shares_of, trait_of
 from steer.baselines.prompting import said
-from steer.bundle import Bundle
 from steer.chat import render
 from steer.errors import InputError
-from steer.generation import Decoding, Generated, encode, generate_batch
+from steer.generation import Generated, encode
 from steer.kvcache import growing_cache
 from steer.models import LanguageModel
 from steer.traits import Trait
@@ -167,22 +166,12 @@ class Combining(ABC):
             InputError: If the method cannot serve a request.
         """
 
-    def answer(
-        self,
-        language_model: LanguageModel,
-        bundle: Bundle,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int | None,
-    ) -> list[Generated]:
+    def answer(self, serving: Serving, requests: Sequence[Request]) -> list[Generated]:
         """Answer a batch; see `Method.answer`."""
-        if decoding.num_beams > 1:
+        if serving.decoding.num_beams > 1:
             raise InputError("logits are combined without beams; expected num_beams=1")
-        made = self.combination(language_model, requests)
-        processor = CombinedLogits(made.own, made.views)
-        return generate_batch(
-            language_model, made.texts, decoding, seed=seed, processors=[processor]
-        )
+        made = self.combination(serving.language_model, requests)
+        return serving.generate(made.texts, processors=[CombinedLogits(made.own, made.views)])
 
 
 @dataclass(frozen=True)

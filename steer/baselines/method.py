@@ -9,7 +9,7 @@ from typing import Protocol
 from steer.bundle import Bundle
 from steer.chat import Chat
 from steer.errors import InputError
-from steer.generation import Decoding, Generated
+from steer.generation import Decoding, Generated, RowProcessor, generate_batch
 from steer.models import LanguageModel
 from steer.traits import Trait, load_traits
 
@@ -31,25 +31,48 @@ class Request:
     person: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """What a batch is answered with.
+
+    Attributes:
+        language_model: The model, which must not be steered meanwhile.
+        bundle: Whose traits are asked for.
+        decoding: How tokens are chosen.
+        seed: Makes sampling repeatable.
+    """
+
+    language_model: LanguageModel
+    bundle: Bundle
+    decoding: Decoding
+    seed: int | None
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        *,
+        decoding: Decoding | None = None,
+        processors: Sequence[RowProcessor] = (),
+    ) -> list[Generated]:
+        """Answer rendered prompts (B,), by this decoding or another one."""
+        return generate_batch(
+            self.language_model,
+            texts,
+            decoding or self.decoding,
+            seed=self.seed,
+            processors=processors,
+        )
+
+
 class Method(Protocol):
     """A way to personalise a model without editing its activations."""
 
-    def answer(
-        self,
-        language_model: LanguageModel,
-        bundle: Bundle,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int | None,
-    ) -> list[Generated]:
+    def answer(self, serving: Serving, requests: Sequence[Request]) -> list[Generated]:
         """Answer a batch.
 
         Args:
-            language_model: The model, which must not be steered meanwhile.
-            bundle: Whose traits are asked for.
+            serving: What they are answered with.
             requests: B of them.
-            decoding: How tokens are chosen.
-            seed: Makes sampling repeatable.
 
         Returns:
             B answers.

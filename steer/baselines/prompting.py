@@ -17,15 +17,14 @@ from typing import Literal, get_args
 import numpy as np
 
 from steer.arrays import check_choice
-from steer.baselines.method import Request, check_whole, shares_of, trait_of
+from steer.baselines.method import Request, Serving, check_whole, shares_of, trait_of
 from steer.bundle import Bundle
 from steer.chat import Chat, Message, render
 from steer.contrast import instructed
 from steer.errors import InputError
-from steer.generation import Decoding, Generated, generate_batch
+from steer.generation import Generated
 from steer.history import HistoryItem, Selection, read_history, select
 from steer.insights import templates
-from steer.models import LanguageModel
 from steer.preference import LITTLE, in_words
 from steer.traits import Trait
 
@@ -45,18 +44,11 @@ class Telling(ABC):
             InputError: If the method cannot serve the request.
         """
 
-    def answer(
-        self,
-        language_model: LanguageModel,
-        bundle: Bundle,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int | None,
-    ) -> list[Generated]:
+    def answer(self, serving: Serving, requests: Sequence[Request]) -> list[Generated]:
         """Answer a batch; see `Method.answer`."""
-        chats = [self.chat(bundle, request) for request in requests]
-        texts = [render(language_model.tokenizer, chat) for chat in chats]
-        return generate_batch(language_model, texts, decoding, seed=seed)
+        chats = [self.chat(serving.bundle, request) for request in requests]
+        tokenizer = serving.language_model.tokenizer
+        return serving.generate([render(tokenizer, chat) for chat in chats])
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from steer.baselines.method import Request, check_whole, shares_of
-from steer.bundle import Bundle
+from steer.baselines.method import Request, Serving, check_whole, shares_of
 from steer.chat import render
 from steer.errors import InputError
-from steer.generation import Decoding, Generated, generate_batch
-from steer.models import LanguageModel
+from steer.generation import Generated
 from steer.probe_reward import packaged_probe
 from steer.rewards import Reward, formality_reward, length_reward, readability_reward, score
 
@@ -86,35 +84,27 @@ class BestOfN:
             raise InputError(f"n: expected at least 1, got {self.n}")
         object.__setattr__(self, "rewards", dict(self.rewards))
 
-    def answer(
-        self,
-        language_model: LanguageModel,
-        bundle: Bundle,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int | None,
-    ) -> list[Generated]:
+    def answer(self, serving: Serving, requests: Sequence[Request]) -> list[Generated]:
         """Answer a batch; see `Method.answer`."""
         for request in requests:
             check_whole(request, "BestOfN")
         wanted = [shares_of(request, "BestOfN") for request in requests]
         rewards = [rewards_of(shares, self.rewards) for shares in wanted]
-        texts = [render(language_model.tokenizer, request.prompt) for request in requests]
+        tokenizer = serving.language_model.tokenizer
+        texts = [render(tokenizer, request.prompt) for request in requests]
         chosen: list[Generated | None] = [None] * len(requests)
         plain = [row for row, shares in enumerate(wanted) if not shares]
         if plain:
-            written = generate_batch(
-                language_model, [texts[row] for row in plain], decoding, seed=seed
-            )
+            written = serving.generate([texts[row] for row in plain])
             for row, answer in zip(plain, written, strict=True):
                 chosen[row] = answer
         rows = [row for row, shares in enumerate(wanted) if shares]
         if rows:
-            sampling = decoding
-            if not decoding.do_sample:
-                sampling = replace(decoding, do_sample=True, temperature=self.temperature)
+            sampling = serving.decoding
+            if not sampling.do_sample:
+                sampling = replace(sampling, do_sample=True, temperature=self.temperature)
             many = [texts[row] for row in rows for _ in range(self.n)]
-            written = generate_batch(language_model, many, sampling, seed=seed)
+            written = serving.generate(many, decoding=sampling)
             for place, row in enumerate(rows):
                 answers = written[place * self.n : (place + 1) * self.n]
                 prompts = [asked(requests[row])] * self.n
@@ -145,16 +135,9 @@ class RewardGuided:
             raise InputError(f"weight: expected a finite number of at least 0, got {self.weight}")
         object.__setattr__(self, "rewards", dict(self.rewards))
 
-    def answer(
-        self,
-        language_model: LanguageModel,
-        bundle: Bundle,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int | None,
-    ) -> list[Generated]:
+    def answer(self, serving: Serving, requests: Sequence[Request]) -> list[Generated]:
         """Answer a batch; see `Method.answer`."""
-        if decoding.num_beams > 1:
+        if serving.decoding.num_beams > 1:
             raise InputError("rewards guide single tokens; expected num_beams=1")
         guides = []
         for request in requests:
@@ -162,9 +145,9 @@ class RewardGuided:
             amount = self.weight * request.strength
             weights = amount * np.array(list(shares.values()))
             guides.append(Guide(asked(request), weights, tuple(rewards_of(shares, self.rewards))))
-        texts = [render(language_model.tokenizer, request.prompt) for request in requests]
-        processor = RewardLogits(language_model.tokenizer, guides, self.k)
-        return generate_batch(language_model, texts, decoding, seed=seed, processors=[processor])
+        tokenizer = serving.language_model.tokenizer
+        texts = [render(tokenizer, request.prompt) for request in requests]
+        return serving.generate(texts, processors=[RewardLogits(tokenizer, guides, self.k)])
 
 
 @dataclass(frozen=True, eq=False)

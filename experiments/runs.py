@@ -1,27 +1,27 @@
-"""What the scripts of this folder share: arguments, and what is known of a run."""
+"""What experiments share: arguments, and what is known of a run."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-# What experiments share is one folder up.
-sys.path.append(str(Path(__file__).parents[1]))
-from precision import add_dtype  # noqa: E402
-from timing import command  # noqa: E402
+from precision import add_dtype
+from timing import command
 
-from steer.models import LanguageModel  # noqa: E402
-from steer.resources import cache_dir  # noqa: E402
-from steer.versions import versions  # noqa: E402
+from steer.models import LanguageModel
+from steer.resources import cache_dir, data_dir
+from steer.steerer import DEFAULT_BUNDLE
+from steer.versions import versions
 
 
-def common_parser(description: str) -> argparse.ArgumentParser:
+def common_parser(description: str, name: str, *, work: bool = True) -> argparse.ArgumentParser:
     """A parser of the arguments that all scripts take.
 
     Args:
         description: The script's; its first line is shown.
+        name: Of the folder of results, and of the one in the cache where what takes long is kept.
+        work: Whether anything is kept.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--model", default=None, help="local folder or hub id")
@@ -29,17 +29,22 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--work-dir", type=Path, default=cache_dir() / "chameleon")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "chameleon"
-    )
+    if work:
+        parser.add_argument("--work-dir", type=Path, default=cache_dir() / name)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / name)
     return parser
 
 
-def add_group(parser: argparse.ArgumentParser) -> None:
-    """For scripts that make groups."""
-    parser.add_argument("--groups", type=int, default=1)
-    parser.add_argument("--group-people", type=int, default=24, help="of whom groups are made")
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """For scripts that take a bundle's edits."""
+    parser.add_argument("--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE)
+
+
+def set_apart(arguments: argparse.Namespace) -> None:
+    """Keep the work of another precision, and of a quick run, in folders of their own."""
+    arguments.work_dir /= arguments.dtype
+    if arguments.quick:
+        arguments.work_dir /= "quick"
 
 
 def known(script: str, model: LanguageModel, arguments: argparse.Namespace) -> dict[str, Any]:
