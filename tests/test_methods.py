@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,9 @@ import pytest
 
 from steer.baselines import BestOfN, LogitRectification, MultiObjective, SystemPrompt
 from steer.chat import render
+from steer.errors import DataError
 from steer.generation import Decoding, prompt_tokens
+from steer.history import HistoryItem
 from steer.likelihood import response_tokens
 from steer.rewards import FunctionReward
 from tests.test_baselines import (
@@ -30,6 +32,7 @@ import costs  # noqa: E402
 import earning  # noqa: E402
 import forgetting  # noqa: E402
 import judges  # noqa: E402
+import open_data  # noqa: E402
 import people_of  # noqa: E402
 from contestants import PLAIN, Setting, Told, User  # noqa: E402
 
@@ -263,11 +266,12 @@ def test_people_choose_by_their_weights():
     right = []
     for person in people:
         assert len(person.history) == 8 and len(person.test) == 6
-        right += (person.differences @ person.weights > 0).tolist()
-        assert (person.test_differences @ person.weights >= people_of.CLEAR).all()
+        hidden = person.hidden
+        right += (hidden.differences @ hidden.weights > 0).tolist()
+        assert (hidden.test_differences @ hidden.weights >= people_of.CLEAR).all()
         for pool, items, differences in (
-            (first, person.history, person.differences),
-            (second, person.test, person.test_differences),
+            (first, person.history, hidden.differences),
+            (second, person.test, hidden.test_differences),
         ):
             for item, difference in zip(items, differences, strict=True):
                 p = pool.prompts.index(item.prompt)
@@ -280,7 +284,118 @@ def test_people_choose_by_their_weights():
 
 
 def test_weights_are_inferred_from_what_was_chosen():
-    person = people_of.people_of(a_pool(0), a_pool(1), 1, 8, 2, 0.9, seed=0)[0]
-    sure = np.tile([0.6, -0.2, -0.2], (30, 1))
-    found = people_of.inferred(replace(person, differences=sure), 0)
+    sure = people_of.Hidden(np.ones(3) / 3, np.tile([0.6, -0.2, -0.2], (30, 1)), np.ones((1, 3)))
+    found = sure.inferred(0)
     assert found[0] > 0.6 and found.sum() == pytest.approx(1)
+
+
+# --- Open data -----------------------------------------------------------------------------------
+
+LEVEL = {"prompt": "What is rain?", "response_x": "Wet.", "response_y": "Precipitation."}
+TALK = [
+    {"turn": 0, "role": "user", "content": "Hi?"},
+    {"turn": 0, "role": "model", "content": "Hello.", "if_chosen": False},
+    {"turn": 0, "role": "model", "content": "Hey!", "if_chosen": True},
+    {"turn": 0, "role": "model", "content": "Yes?", "if_chosen": False},
+    {"turn": 1, "role": "user", "content": "And?"},
+    {"turn": 1, "role": "model", "content": "So.", "if_chosen": True},
+]
+SAMPLES = {
+    "elix": [
+        LEVEL | {"label": 0, "scorer_level": "child"},
+        LEVEL | {"label": 1, "scorer_level": "expert"},
+    ],
+    "roleplay": [{"x": "Tea?", "yw": "Aye!", "yl": "Yes.", "score_persona": "a pirate"}],
+    "alignx": [
+        {
+            "prompt": "P",
+            "chosen": "C",
+            "rejected": "R",
+            "Pair-wise Comparative Feedback": [{"prompt": "p", "chosen": "c", "rejected": "r"}],
+            "User-Generated Content": [{"prompt": "u", "comment": "mine"}],
+        }
+    ],
+    "prism": [{"user_id": "u7", "conversation_history": TALK}],
+    "personalllm": [
+        {
+            "person_id": 4,
+            "prompt_1": "A?",
+            "response_1_a": "a",
+            "response_1_b": "b",
+            "chosen_1": "b",
+            "prompt_2": "B?",
+            "response_2_a": "c",
+            "response_2_b": "d",
+            "chosen_2": "a",
+            "prompt_3": None,
+        }
+    ],
+    "psoups": [{"user_input": "Hi", "completion_a": "good", "completion_b": "bad"}],
+}
+PAIR = HistoryItem("Wet.", prompt="What is rain?", disliked="Precipitation.")
+WANTED = {
+    "elix": {
+        "child": [PAIR],
+        "expert": [HistoryItem(PAIR.disliked, prompt=PAIR.prompt, disliked=PAIR.text)],
+    },
+    "roleplay": {"a pirate": [HistoryItem("Aye!", prompt="Tea?", disliked="Yes.")]},
+    "alignx": {
+        "person 0": [
+            HistoryItem("mine", prompt="u"),
+            HistoryItem("c", prompt="p", disliked="r"),
+            HistoryItem("C", prompt="P", disliked="R"),
+        ]
+    },
+    "prism": {
+        "u7": [
+            HistoryItem("Hey!", prompt="Hi?", disliked="Hello."),
+            HistoryItem("Hey!", prompt="Hi?", disliked="Yes?"),
+        ]
+    },
+    "personalllm": {
+        "4": [
+            HistoryItem("b", prompt="A?", disliked="a"),
+            HistoryItem("c", prompt="B?", disliked="d"),
+        ]
+    },
+    "psoups": {"P1A": [HistoryItem("good", prompt="Hi", disliked="bad")]},
+}
+
+
+@pytest.mark.parametrize("kind", list(SAMPLES))
+@pytest.mark.parametrize("lines", [True, False])
+def test_open_data_are_read(kind, lines, tmp_path):
+    rows = SAMPLES[kind]
+    stem = {"prism": "conversations", "psoups": "P1A"}.get(kind, "train")
+    if lines or kind == "prism":
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{stem}.jsonl").write_text(text)
+    else:
+        (tmp_path / f"{stem}.json").write_text(json.dumps(rows))
+    assert open_data.read_people(kind, tmp_path) == WANTED[kind]
+    if kind == "elix":
+        assert open_data.read_people("review", tmp_path) == WANTED[kind]
+
+
+def test_what_is_no_open_data_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        open_data.read_people("elix", tmp_path / "none")
+    with pytest.raises(DataError, match="unknown data set 'nosuch'; known: elix"):
+        open_data.read_people("nosuch", tmp_path)
+    with pytest.raises(DataError, match="found none"):
+        open_data.read_people("elix", tmp_path)
+    for text in ("not json", '{"prompt": "x"}', json.dumps(LEVEL | {"label": 3})):
+        (tmp_path / "train.json").write_text(text)
+        with pytest.raises(DataError, match="not data of elix"):
+            open_data.read_people("elix", tmp_path)
+
+
+def test_people_with_enough_are_asked():
+    pairs = [HistoryItem(f"a{i}", prompt="p", disliked="b") for i in range(5)]
+    histories = {"few": pairs[:2], "enough": [HistoryItem("alone"), *pairs], "more": pairs * 2}
+    found = people_of.people_in(histories, 3, 2, 9, 0)
+    assert all(one.hidden is None and len(one.history) == 3 for one in found)
+    assert sorted(len(one.test) for one in found) == [2, 2]
+    enough = next(one for one in found if one.history == tuple(pairs[:3]))
+    assert enough.test == tuple(pairs[3:])
+    assert len(people_of.people_in(histories, 3, 2, 1, 0)) == 1

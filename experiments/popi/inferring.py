@@ -15,6 +15,7 @@ they would not, than it is without being told: reward accuracy.
     true weights       in a sentence: what no inference could surpass
     weights            no generator: pairs ordered by the posterior's mean weights and rewards
 
+With --data-set people of open data take their place (open_data.py), of whom no weights are known.
 With --reader a second model reads the unchanged summaries: what is known of a person is text, and
 serves any model. The intervals are 95% bootstraps over people.
 """
@@ -30,7 +31,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from people_of import Person, add_people, inferred, people_of, pool_of
+from open_data import KINDS, read_people
+from people_of import Person, add_people, people_in, people_of, pool_of
 from tqdm import tqdm
 
 # What experiments share is one folder up.
@@ -42,8 +44,10 @@ from tables import write_csv, write_json, write_markdown  # noqa: E402
 from steer.baselines.prompting import dialogue  # noqa: E402
 from steer.bundle import Bundle  # noqa: E402
 from steer.chat import Chat, render  # noqa: E402
+from steer.errors import DataError  # noqa: E402
 from steer.generation import prompt_tokens  # noqa: E402
 from steer.history import HistoryItem  # noqa: E402
+from steer.insights import prompt_of  # noqa: E402
 from steer.journal import Journal  # noqa: E402
 from steer.likelihood import mean_log_likelihood, response_tokens  # noqa: E402
 from steer.models import LanguageModel, load_model  # noqa: E402
@@ -92,17 +96,7 @@ def main() -> None:
     portfolio = steerer.bundle.portfolio
     assert portfolio is not None, "the bundle holds one"
     folder = arguments.work_dir
-    # Those at the end: the first develop prompts are what doses are measured on.
-    texts = [prompt.text for prompt in load_prompts(arguments.split)][-2 * arguments.prompts :]
-    pools = [
-        pool_of(steerer, texts[part::2], arguments.tokens, folder / f"{arguments.split}-{part}")
-        for part in (0, 1)
-    ]
-    people = people_of(
-        *pools, arguments.people, arguments.items, arguments.questions, arguments.consistent,
-        # Other people for development.
-        arguments.seed + (arguments.split == "develop"),
-    )  # fmt: skip
+    people = everybody(steerer, arguments)
     poles = {name: steerer.bundle.traits[name].positive for name in portfolio.traits}
     told = [told_of(model, person, poles, arguments) for person in tqdm(people, desc="summaries")]
     readers = [model] if arguments.reader is None else [model, load_model(arguments.reader)]
@@ -115,6 +109,40 @@ def main() -> None:
     write(lines, people, examples, model, arguments)
 
 
+def everybody(steerer: Steerer, arguments: argparse.Namespace) -> list[Person]:
+    """People of a data set, or simulated ones."""
+    if arguments.data_set is not None:
+        found = people_in(
+            read_people(arguments.data_set, arguments.folder),
+            arguments.items,
+            arguments.questions,
+            arguments.people,
+            arguments.seed,
+        )
+        if not found:
+            raise DataError(
+                f"{arguments.folder}: nobody has {arguments.items} items and {arguments.questions} "
+                "further pairs; ask for fewer"
+            )
+        return found
+    # Those at the end: the first develop prompts are what doses are measured on.
+    texts = [prompt.text for prompt in load_prompts(arguments.split)][-2 * arguments.prompts :]
+    folder = arguments.work_dir
+    pools = [
+        pool_of(steerer, texts[part::2], arguments.tokens, folder / f"{arguments.split}-{part}")
+        for part in (0, 1)
+    ]
+    return people_of(
+        *pools,
+        arguments.people,
+        arguments.items,
+        arguments.questions,
+        arguments.consistent,
+        # Other people for development.
+        arguments.seed + (arguments.split == "develop"),
+    )
+
+
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
     parser = common_parser(__doc__, "popi")
@@ -122,7 +150,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--reader", default=None, help="another model that reads the summaries")
     parser.add_argument("--split", choices=("develop", "report"), default="report")
     parser.add_argument("--number", type=int, default=8, help="summaries of which one is best")
+    parser.add_argument("--data-set", choices=list(KINDS), help="people of open data")
+    parser.add_argument("--folder", type=Path, help="where that lies")
     arguments = parser.parse_args()
+    if (arguments.data_set is None) != (arguments.folder is None):
+        parser.error("--data-set and --folder go together")
     set_apart(arguments)
     if arguments.quick:
         arguments.people, arguments.items, arguments.questions = 2, 2, 2
@@ -150,16 +182,22 @@ def told_of(
         best = summarise(model, person.history, number=arguments.number, **settings)
         journal.append([{GREEDY: one.text, BEST: best.text}])
         journal = Journal(path, header)
-    names = list(poles)
-    guessed = dict(zip(names, inferred(person, arguments.seed).tolist(), strict=True))
-    true = dict(zip(names, person.weights.tolist(), strict=True))
-    return {**journal.rows[0], IN_WORDS: in_words(poles, guessed), TRUE: in_words(poles, true)}
+    told = dict(journal.rows[0])
+    if person.hidden is not None:
+        for way, weights in (
+            (IN_WORDS, person.hidden.inferred(arguments.seed)),
+            (TRUE, person.hidden.weights),
+        ):
+            told[way] = in_words(poles, dict(zip(poles, weights.tolist(), strict=True)))
+    return told
 
 
 def with_history(person: Person, prompt: str) -> str:
     """A prompt after the listed choices."""
     rows = [
-        wordings()["item"].format(liked=item.text, disliked=item.disliked)
+        wordings()["only_liked"].format(liked=item.text)
+        if item.disliked is None
+        else wordings()["item"].format(liked=item.text, disliked=item.disliked)
         for item in person.history
     ]
     return "\n\n".join([*rows, prompt])
@@ -183,27 +221,28 @@ def asked(
     rows = list(journal.rows)
     for number in tqdm(range(len(rows), len(people)), desc="asking", disable=None):
         person = people[number]
-        texts = [told[number][way] for way in SUMMARIES]
-        found = dict(
-            zip(SUMMARIES, margins(reader, texts, person.test, judged=JUDGED), strict=True)
-        )
+        ways = [way for way in SUMMARIES if way in told[number]]
+        texts = [told[number][way] for way in ways]
+        found = dict(zip(ways, margins(reader, texts, person.test, judged=JUDGED), strict=True))
         found[HISTORY] = told_margins(
-            reader, person, [with_history(person, item.prompt or "") for item in person.test]
+            reader, person, [with_history(person, prompt_of(item)) for item in person.test]
         )
         found[TURNS] = told_margins(
-            reader, person, [dialogue(person.history, item.prompt or "") for item in person.test]
+            reader, person, [dialogue(person.history, prompt_of(item)) for item in person.test]
         )
-        found[WEIGHTS] = person.test_differences @ inferred(person, arguments.seed)
+        if person.hidden is not None:
+            inferred = person.hidden.inferred(arguments.seed)
+            found[WEIGHTS] = person.hidden.test_differences @ inferred
         rows.append({way: values.tolist() for way, values in found.items()})
         journal.append([rows[-1]])
-    order = (HISTORY, TURNS, *SUMMARIES, WEIGHTS)
+    order = [way for way in (HISTORY, TURNS, *SUMMARIES, WEIGHTS) if way in rows[0]]
     return {way: [np.array(row[way]) for row in rows] for way in order}
 
 
 def told_margins(reader: LanguageModel, person: Person, chats: Sequence[str | Chat]) -> Float64:
     """Margins (m,) of test pairs under prompts that tell of the person, against plain ones."""
     found = []
-    for prompts in (chats, [item.prompt or "" for item in person.test]):
+    for prompts in (chats, [prompt_of(item) for item in person.test]):
         found.append(_differences(reader, prompts, person.test))
     return np.asarray(found[0] - found[1])
 
@@ -246,7 +285,7 @@ def line(
 
 
 def _extra(reader: LanguageModel, way: str, person: Person) -> int:
-    prompt = person.test[0].prompt or ""
+    prompt = prompt_of(person.test[0])
     chat = with_history(person, prompt) if way == HISTORY else dialogue(person.history, prompt)
     both = [prompt_tokens(reader, render(reader.tokenizer, one)) for one in (chat, prompt)]
     return len(both[0]) - len(both[1])
@@ -262,6 +301,7 @@ def write(
     """Write JSON, CSV and Markdown."""
     content = {
         **known("experiments/popi/inferring.py", model, arguments),
+        "data set": arguments.data_set,
         "split": arguments.split,
         "people": len(people),
         "items": arguments.items,
@@ -270,18 +310,24 @@ def write(
         "lines": [asdict(one) for one in lines],
         "examples": list(examples),
     }
-    write_json(arguments.output / "inferring.json", content)
-    write_csv(arguments.output / "inferring.csv", Line, lines)
-    write_markdown(arguments.output / "inferring.md", markdown(content, lines))
+    name = arguments.data_set or "inferring"
+    write_json(arguments.output / f"{name}.json", content)
+    write_csv(arguments.output / f"{name}.csv", Line, lines)
+    write_markdown(arguments.output / f"{name}.md", markdown(content, lines))
 
 
 def markdown(content: dict[str, Any], lines: Sequence[Line]) -> str:
     """The table as Markdown."""
+    who = (
+        f"simulated people with {content['items']} choices each on {content['split']} prompts, "
+        f"consistent {content['consistent']:.0%} of the time on the median pair"
+        if content["data set"] is None
+        else f"people of {content['data set']} with {content['items']} items each"
+    )
     rows = [
-        f"{content['people']} simulated people with {content['items']} choices each on "
-        f"{content['split']} prompts, consistent {content['consistent']:.0%} of the time on the "
-        f"median pair, and {content['questions']} further pairs. Summaries by {content['model']}, "
-        f"{content['dtype']}, seed {content['seed']}. In brackets: 95%, bootstrap over people.",
+        f"{content['people']} {who}, and {content['questions']} further pairs. Summaries by "
+        f"{content['model']}, {content['dtype']}, seed {content['seed']}. In brackets: 95%, "
+        "bootstrap over people.",
         "",
         "| told | reader | reward accuracy | mean margin, nats | tokens |",
         "|---" * 5 + "|",
@@ -296,8 +342,7 @@ def markdown(content: dict[str, Any], lines: Sequence[Line]) -> str:
         rows += ["", "Another model that reads the same summaries: not run (`--reader MODEL`)."]
     rows += ["", "Summaries of the first people:", ""]
     rows += [
-        f"- true: *{one[TRUE]}* inferred: *{one[IN_WORDS]}* greedy: *{one[GREEDY]}* best: "
-        f"*{one[BEST]}*"
+        "- " + " ".join(f"{way}: *{text}*" for way, text in one.items())
         for one in content["examples"]
     ]
     rows += ["", last_line(content)]

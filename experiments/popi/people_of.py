@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,21 +56,37 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """Somebody whose weights are hidden.
+    """Somebody whose preferences are to be inferred.
+
+    Attributes:
+        history: What they liked.
+        test: Further preference pairs.
+        hidden: What is known of somebody who is simulated.
+    """
+
+    history: tuple[HistoryItem, ...]
+    test: tuple[HistoryItem, ...]
+    hidden: Hidden | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """What a simulated person chooses by.
 
     Attributes:
         weights: (d,) summing to one.
-        history: Preference pairs, as they were chosen.
-        differences: Rewards of the chosen minus those of the other (n, d).
-        test: Preference pairs by the weights alone.
-        test_differences: Of those (m, d).
+        differences: Rewards of what was chosen in the history minus those of the other (n, d).
+        test_differences: The same of the further pairs, by the weights alone (m, d).
     """
 
     weights: Float64
-    history: tuple[HistoryItem, ...]
     differences: Float64
-    test: tuple[HistoryItem, ...]
     test_differences: Float64
+
+    def inferred(self, seed: int) -> Float64:
+        """Mean weights that the history's choices tell (d,)."""
+        prior = Posterior.prior(np.ones(len(self.weights)), seed=seed)
+        return np.asarray(prior.after(self.differences, np.ones(len(self.differences))).mean)
 
 
 def add_people(parser: argparse.ArgumentParser) -> None:
@@ -130,11 +146,13 @@ def people_of(
         right = clear @ weights > 0
         result.append(
             Person(
-                weights,
                 tuple(_item(pair, first) for pair, first in zip(shown, likes, strict=True)),
-                np.where(likes[:, None], differences, -differences),
                 tuple(_item(pair, first) for pair, first in zip(asked, right, strict=True)),
-                np.where(right[:, None], clear, -clear),
+                Hidden(
+                    weights,
+                    np.where(likes[:, None], differences, -differences),
+                    np.where(right[:, None], clear, -clear),
+                ),
             )
         )
     return result
@@ -169,7 +187,21 @@ def _item(pair: tuple[str, str, str], first: bool) -> HistoryItem:
     return HistoryItem(one if first else other, prompt=prompt, disliked=other if first else one)
 
 
-def inferred(person: Person, seed: int) -> Float64:
-    """Mean weights that the history's choices tell (d,)."""
-    prior = Posterior.prior(np.ones(len(person.weights)), seed=seed)
-    return np.asarray(prior.after(person.differences, np.ones(len(person.differences))).mean)
+def people_in(
+    histories: Mapping[str, Sequence[HistoryItem]],
+    items: int,
+    questions: int,
+    number: int,
+    seed: int,
+) -> list[Person]:
+    """People of open data who have so many items and preference pairs beside them, at random."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for name in rng.permutation(sorted(histories)).tolist():
+        mine = histories[name]
+        pairs = [item for item in mine if item.disliked is not None]
+        test = pairs[-questions:]
+        rest = [item for item in mine if not any(item is one for one in test)]
+        if len(test) == questions and len(rest) >= items and len(result) < number:
+            result.append(Person(tuple(rest[-items:]), tuple(test)))
+    return result
