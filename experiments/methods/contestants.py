@@ -91,8 +91,8 @@ def settings(quick: bool) -> list[Setting]:
         one = Setting("multi-objective", name, strength, strength=strength, by=by_product)
         found.append(one)
     found += [Setting("best of n", f"n = {n}", n, by=BestOfN(n)) for n in (4, 16)]
-    for weight in (2.0, 8.0, 32.0):
-        guided = RewardGuided(weight=weight)
+    for weight in (4.0, 16.0):
+        guided = RewardGuided(weight=weight, k=5)
         found.append(Setting("reward-guided", f"weight {weight:g}", weight, by=guided))
     if quick:
         found = list({one.method: one for one in found}.values())

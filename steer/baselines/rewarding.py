@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from steer.rewards import Reward, formality_reward, length_reward, readability_r
 _TEMPERATURE = 0.8
 
 
+@cache
 def built_in_reward(trait: str) -> Reward | None:
     """The reward of a built-in trait that needs neither a model nor contrast pairs, if it has one.
 
@@ -190,20 +192,38 @@ class RewardLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is un
             self._prompt = input_ids.shape[1]
         log_p, candidates = scores.log_softmax(-1).topk(min(self._k, scores.shape[1]), dim=-1)
         written = input_ids[:, self._prompt :].tolist()
-        guided = scores.clone()
-        for row, guide in enumerate(self._guides):
-            if not guide.weights.any():
-                continue
-            texts = self._tokenizer.batch_decode(
+        texts = [
+            self._tokenizer.batch_decode(
                 [[*written[row], token] for token in candidates[row].tolist()],
                 skip_special_tokens=True,
             )
-            prompts = [guide.prompt] * len(texts)
-            rewards = np.stack([reward(prompts, texts) for reward in guide.rewards], axis=1)
-            worth = torch.from_numpy(rewards @ guide.weights).to(scores)  # (k,)
-            guided[row] = -torch.inf
-            guided[row, candidates[row]] = log_p[row] + worth
+            for row in range(len(written))
+        ]
+        worth = self._worth(texts)  # (B, k)
+        guided = scores.clone()
+        for row, guide in enumerate(self._guides):
+            if guide.weights.any():
+                guided[row] = -torch.inf
+                guided[row, candidates[row]] = log_p[row] + torch.from_numpy(worth[row]).to(scores)
         return guided
+
+    def _worth(self, texts: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        """Weighted rewards (B, k) of the candidates' texts; each reward is asked once for all."""
+        worth = np.zeros((len(texts), len(texts[0])))
+        rows_of: dict[int, list[tuple[int, int]]] = {}
+        for row, guide in enumerate(self._guides):
+            for place, reward in enumerate(guide.rewards):
+                if guide.weights[place]:
+                    rows_of.setdefault(id(reward), []).append((row, place))
+        for asked in rows_of.values():
+            row, place = asked[0]
+            prompts = [self._guides[row].prompt for row, _ in asked for _ in texts[row]]
+            values = self._guides[row].rewards[place](
+                prompts, [text for row, _ in asked for text in texts[row]]
+            )
+            for (row, place), mine in zip(asked, values.reshape(len(asked), -1), strict=True):
+                worth[row] += self._guides[row].weights[place] * mine
+        return worth
 
     def keep_rows(self, rows: Tensor) -> None:
         """The next call has only these rows (B',) of the last one."""
