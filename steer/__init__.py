@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from steer.profile import Profile
     from steer.quick import generate, personalize
     from steer.recipe import Recipe
+    from steer.remote import RemoteModel
     from steer.steerer import Steerer, load
+    from steer.summaries import summarise
     from steer.traits import Trait, load_traits, read_trait
     from steer.versions import __version__
     from steer.wishes import weights_from_words
@@ -39,6 +41,7 @@ else:
         "Preference": "preference",
         "Profile": "profile",
         "Recipe": "recipe",
+        "RemoteModel": "remote",
         "SteerError": "errors",
         "Steerer": "steerer",
         "Trait": "traits",
@@ -52,6 +55,7 @@ else:
         "load_traits": "traits",
         "personalize": "quick",
         "read_trait": "traits",
+        "summarise": "summaries",
         "weights_from_words": "wishes",
     }
 
@@ -76,6 +80,7 @@ __all__ = [
     "Preference",
     "Profile",
     "Recipe",
+    "RemoteModel",
     "SteerError",
     "Steerer",
     "Trait",
@@ -89,5 +94,6 @@ __all__ = [
     "load_traits",
     "personalize",
     "read_trait",
+    "summarise",
     "weights_from_words",
 ]
