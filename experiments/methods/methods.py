@@ -181,11 +181,13 @@ def read_arguments() -> argparse.Namespace:
     parser = common_parser(__doc__, "methods")
     add_bundle(parser)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--users", type=int, default=6, help="report users")
+    every = list(dict.fromkeys(one.method for one in settings(quick=False)))
+    parser.add_argument("--methods", nargs="+", choices=every, default=every)
+    parser.add_argument("--users", type=int, default=4, help="report users")
     parser.add_argument("--develop-users", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=16, help="report prompts")
+    parser.add_argument("--prompts", type=int, default=12, help="report prompts")
     parser.add_argument("--develop-prompts", type=int, default=8)
-    parser.add_argument("--questions", type=int, default=60, help="of each task")
+    parser.add_argument("--questions", type=int, default=30, help="of each task")
     parser.add_argument("--pairs", type=int, default=1000, help="that measures are fitted to")
     parser.add_argument("--tokens", type=int, default=96, help="longest answer")
     parser.add_argument("--judge-url", default=None, help="of an OpenAI-compatible API")
@@ -213,7 +215,8 @@ def search(
     prompts = left[-arguments.develop_prompts :]
     people = users(tuple(reads), arguments.develop_users, arguments.seed + 1)
     path = arguments.work_dir / "develop.jsonl"
-    wanted = [PLAIN, *settings(arguments.quick)]
+    tried_by = arguments.methods
+    wanted = [PLAIN, *(one for one in settings(arguments.quick) if one.method in tried_by)]
     told = answer_all(steerer, wanted, people, prompts, decoding, path, arguments.seed)
     measures = {trait: one.search for trait, one in reads.items()}
 

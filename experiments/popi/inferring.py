@@ -12,7 +12,9 @@ they would not, than it is without being told: reward accuracy.
     summary            of the model, greedily written
     summary, best      of several, by POPI's loss on the history
     weights in words   the posterior's mean weights, in a sentence (`steer.preference.in_words`)
-    true weights       in a sentence: what no inference could surpass
+    one instruction    of the trait that weighs most in the posterior's mean
+    true weights       in a sentence
+    true instruction   of the trait that truly weighs most
     weights            no generator: pairs ordered by the posterior's mean weights and rewards
 
 With --data-set people of open data take their place (open_data.py), of whom no weights are known.
@@ -41,6 +43,7 @@ from precision import loaded  # noqa: E402
 from runs import common_parser, known, last_line, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
+from steer.baselines.method import trait_of  # noqa: E402
 from steer.baselines.prompting import dialogue  # noqa: E402
 from steer.bundle import Bundle  # noqa: E402
 from steer.chat import Chat, render  # noqa: E402
@@ -61,7 +64,8 @@ Float64 = NDArray[np.float64]
 
 HISTORY, TURNS, GREEDY, BEST = "history", "history, turns", "summary", "summary, best"
 IN_WORDS, TRUE, WEIGHTS = "weights in words", "true weights", "weights"
-SUMMARIES = (GREEDY, BEST, IN_WORDS, TRUE)
+ONE, TRUE_ONE = "one instruction", "true instruction"
+SUMMARIES = (GREEDY, BEST, IN_WORDS, ONE, TRUE, TRUE_ONE)
 JUDGED = 64  # tokens of an answer
 
 
@@ -184,11 +188,14 @@ def told_of(
         journal = Journal(path, header)
     told = dict(journal.rows[0])
     if person.hidden is not None:
-        for way, weights in (
-            (IN_WORDS, person.hidden.inferred(arguments.seed)),
-            (TRUE, person.hidden.weights),
+        for way, instruction, weights in (
+            (IN_WORDS, ONE, person.hidden.inferred(arguments.seed)),
+            (TRUE, TRUE_ONE, person.hidden.weights),
         ):
-            told[way] = in_words(poles, dict(zip(poles, weights.tolist(), strict=True)))
+            by_trait = dict(zip(poles, weights.tolist(), strict=True))
+            told[way] = in_words(poles, by_trait)
+            heaviest = trait_of(max(by_trait, key=lambda name: by_trait[name]), ())
+            told[instruction] = heaviest.positive.instructions[0]
     return told
 
 
