@@ -44,7 +44,7 @@ _FORMAT = 1
 LITTLE = 0.5
 """Of even weights: what is below is of little matter to the person."""
 MUCH = 1.5
-"""Of even weights: what is at least so often them matters above all."""
+"""Of even weights: what is this many times as much, or more, matters above all."""
 
 
 @dataclass(frozen=True, eq=False)

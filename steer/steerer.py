@@ -268,7 +268,8 @@ class Steerer:
             compose: Mix the traits' edits, also where a portfolio would serve.
             profile: In place of weights: a profile or the name of one in the bundle; for a list of
                 prompts, one for all or one per prompt (None for a row with weights, or unsteered).
-            method: Another way than edits, of `steer.baselines`, or its name.
+            method: Another way than edits, of `steer.baselines`, or its name. A profile is then
+                the name of a person that the method knows.
             seed: Makes sampling repeatable.
             **options: How tokens are chosen, by the names of `Decoding`'s fields, such as
                 `max_new_tokens=64` or `do_sample=True, temperature=0.7`.

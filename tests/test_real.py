@@ -21,6 +21,7 @@ from steer.chat import render
 from steer.edits import ZERO, Edit, compose
 from steer.errors import BundleError, FingerprintError, WeightsError
 from steer.generation import Decoding, encode, end_tokens, finish
+from steer.history import HistoryItem
 from steer.hooks import attach
 from steer.measures import TRAIT_MEASURES, is_coherent
 from steer.models import LanguageModel
@@ -50,6 +51,32 @@ def test_brevity_halves_the_answer(steerer: Steerer) -> None:
     assert is_coherent(brief.text)
     assert relevance([QUESTION], [brief.text])[0] >= THRESHOLD
     assert steer.generate(QUESTION, {"brevity": 1.0}) == brief.text
+
+
+@pytest.mark.parametrize(
+    "method", ["system-prompt", "few-shot", "logit-rectification", "multi-objective"]
+)
+def test_other_ways_shorten_answers_too(steerer: Steerer, method: str) -> None:
+    decoding = Decoding(max_new_tokens=96)
+    prompts = PROMPTS[-3:]
+    plain = steerer.answer(prompts, None, decoding=decoding)
+    brief = steerer.answer(prompts, {"brevity": 1.0}, method=method, decoding=decoding)
+    assert sum(len(one.tokens) for one in brief) < 0.8 * sum(len(one.tokens) for one in plain)
+    assert all(is_coherent(one.text) for one in brief)
+
+
+def test_a_summary_is_worth_something(steerer: Steerer) -> None:
+    """The best of several has the least loss, and costs few tokens."""
+    portfolio = steerer.bundle.portfolio
+    assert portfolio is not None
+    history = [
+        HistoryItem(one.answers[1], prompt=one.prompt, disliked=one.answers[0])
+        for one in portfolio.answered[:3]
+    ]
+    first, best = (steer.summarise(steerer.language_model, history, number=n) for n in (1, 4))
+    assert first.loss is not None and best.loss is not None
+    assert best.loss <= first.loss
+    assert best.text.startswith("I like answers that") and best.tokens < best.read / 10
 
 
 def test_every_measured_trait_moves_the_right_way(steerer: Steerer) -> None:
