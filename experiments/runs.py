@@ -47,7 +47,7 @@ def set_apart(arguments: argparse.Namespace) -> None:
         arguments.work_dir /= "quick"
 
 
-def known(script: str, model: LanguageModel, arguments: argparse.Namespace) -> dict[str, Any]:
+def provenance(script: str, model: LanguageModel, arguments: argparse.Namespace) -> dict[str, Any]:
     """What is known of a run.
 
     Args:

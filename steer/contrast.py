@@ -172,7 +172,7 @@ def _generate(
     plan = []
     for i, prompt in enumerate(batch, start=offset):
         for pole, end in (("positive", trait.positive), ("negative", trait.negative)):
-            instruction = end.instructions[i % len(end.instructions)]
+            instruction = end.instruction(i)
             plan.append((prompt.id, pole, instructed(prompt.text, instruction)))
     texts = [render(language_model.tokenizer, request) for _, _, request in plan]
     results = generate_batch(language_model, texts, sampling, seed=seed)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from steer.arrays import check_count
 from steer.baselines.prompting import Place, said
-from steer.chat import render
+from steer.chat import Chat, render
 from steer.errors import InputError
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.history import History, HistoryItem, read_history
@@ -205,8 +205,42 @@ def margins(
     Raises:
         InputError: If an item has no disliked response.
     """
+    return told_margins(
+        language_model,
+        [[said(text, prompt_of(item), place) for item in pairs] for text in texts],
+        pairs,
+        judged=judged,
+        reference=reference,
+        batch_tokens=batch_tokens,
+    )
+
+
+def told_margins(
+    language_model: LanguageModel,
+    told: Sequence[Sequence[str | Chat]],
+    pairs: Sequence[HistoryItem],
+    *,
+    judged: int | None = 96,
+    reference: LanguageModel | None = None,
+    batch_tokens: int = 4096,
+) -> Float64:
+    """`margins` (n, m) of any ways to tell the generator of a person.
+
+    Args:
+        language_model: The generator, which must not be steered meanwhile.
+        told: n ways, each the m prompts that tell of the person.
+        pairs: m items with a disliked response.
+        judged: Tokens of an answer that count, from its beginning; None for all.
+        reference: The generator that is told nothing, of the same tokens; None for the same one.
+        batch_tokens: Tokens in one forward pass.
+
+    Raises:
+        InputError: If an item has no disliked response, or a way has not as many prompts.
+    """
     if any(item.disliked is None for item in pairs) or not pairs:
         raise InputError("expected items with a disliked response, and at least one")
+    if any(len(prompts) != len(pairs) for prompts in told):
+        raise InputError(f"expected {len(pairs)} prompts that tell of the person, one for a pair")
     answers = [
         response_tokens(language_model, text)[:judged]
         for item in pairs
@@ -214,17 +248,15 @@ def margins(
     ]
     lengths = np.array([len(one) for one in answers], np.float64)
     tokenizer = language_model.tokenizer
-    prompts = [prompt_of(item) for item in pairs]
-    found = []
-    for text in (None, *texts):
-        chats = prompts if text is None else [said(text, prompt, place) for prompt in prompts]
+    found: list[Float64] = []
+    for chats in ([prompt_of(item) for item in pairs], *told):
         asked = [prompt_tokens(language_model, render(tokenizer, chat)) for chat in chats]
         sequences = [(asked[i // 2], one) for i, one in enumerate(answers)]
-        reader = reference if text is None and reference is not None else language_model
+        reader = reference if reference is not None and not found else language_model
         means = mean_log_likelihood(reader, sequences, batch_tokens=batch_tokens)
         sums = (means * lengths).reshape(len(pairs), 2)
         found.append(sums[:, 0] - sums[:, 1])
-    return np.stack(found[1:]) - found[0] if texts else np.empty((0, len(pairs)))
+    return np.stack(found[1:]) - found[0] if told else np.empty((0, len(pairs)))
 
 
 def loss(margin: Float64, beta: float = 0.1) -> Float64:

@@ -30,6 +30,10 @@ class Pole:
     pole: str
     instructions: tuple[str, ...]
 
+    def instruction(self, number: int) -> str:
+        """One of the paraphrases; numbers beyond the last begin anew."""
+        return self.instructions[number % len(self.instructions)]
+
 
 @dataclass(frozen=True, init=False)
 class Trait:

@@ -197,7 +197,7 @@ def test_equal_coherence():
 def test_coherence_of_answers():
     texts = ("A comet is a ball of ice and dust.", "no " * 40, "\ufffd\ufffd", "Comets are icy.")
     answers = Answers(texts, (9, 40, 2, 4), (-1.0, -0.1, -5.0, -0.9), (0,) * 4, 1)
-    found = coherence(["What is a comet?"] * 4, answers)
+    found = coherence(["What is a comet?"] * 4, answers.texts, answers.log_likelihood)
     assert (found.incoherent, found.broken) == (0.5, 0.25)
     assert found.log_likelihood == pytest.approx(-1.75)
 
@@ -211,7 +211,7 @@ class Ones:
 
 def test_incoherent_answers_earn_nothing():
     answers = Answers(("A fine day.", "no " * 40), (3, 40), (-1.0, -0.1), (0, 0), 1)
-    assert judged_values(Ones(), ["x", "y"], answers).tolist() == [1.0, 0.0]
+    assert judged_values(Ones(), ["x", "y"], answers.texts).tolist() == [1.0, 0.0]
 
 
 def test_the_best_setting_within_a_band():

@@ -101,9 +101,13 @@ def test_a_gain_is_the_weighted_share_of_the_headroom():
             each.append(weight * (after[u, :, t].mean() - before[u, :, t].mean()) / room)
     assert found.value == pytest.approx(sum(each) / 2)
     assert found.interval[0] < found.value < found.interval[1]
-    # Next to no headroom is a twentieth.
-    full = np.ones((2, 5, 2))
-    assert earning.gains(full - 0.05, full, [ANN, BOB], 0).value == pytest.approx(-1)
+    # A trait with next to no headroom is left out: Ann's other one weighs all, Bob has none.
+    full = before.copy()
+    full[:, :, 1] = 0.95
+    found = earning.each_gain(after, full, [ANN, BOB])
+    room = 1 - full[0, :, 0].mean()
+    np.testing.assert_allclose(found[0], (after[0, :, 0] - full[0, :, 0]) / room)
+    assert not found[1].any()
 
 
 def test_broken_answers_earn_nothing():

@@ -121,13 +121,13 @@ def main() -> None:
             settings.append(Setting(trait, name, name, Edited(factor * edit, scope)))
         unsteered, *found = answer_all(model, [UNSTEERED, *settings], prompts, decoding, store)
         measures = (reads[trait].search, reads[trait].report)
-        before = [values(reward, prompts, unsteered) for reward in measures]
+        before = [values(reward, prompts, unsteered.texts) for reward in measures]
         for setting, answers in zip(settings, found, strict=True):
-            whole, how = coherence(prompts, answers), setting.how
+            whole, how = coherence(prompts, answers.texts, answers.log_likelihood), setting.how
             assert isinstance(how, Edited)
             gains = []
             for reward, usually in zip(measures, before, strict=True):
-                one = gain(values(reward, prompts, answers), usually, drawn)
+                one = gain(values(reward, prompts, answers.texts), usually, drawn)
                 gains += [one.value, *one.interval]
             loss = usual - text_likelihood(model, how.edit, how.scope, plain)
             rows.append(

@@ -92,7 +92,9 @@ class Judge:
         self._model = language_model
         self._work_dir = work_dir
         self.unsteered = self.answers("unsteered", [UNSTEERED])[0]
-        self.coherence = coherence(part.prompts, self.unsteered)
+        self.coherence = coherence(
+            part.prompts, self.unsteered.texts, self.unsteered.log_likelihood
+        )
 
     def answers(self, name: str, settings: Sequence[Setting]) -> list[Answers]:
         """Of settings, kept under a name."""
@@ -212,11 +214,11 @@ def makers(workshop: Workshop, methods: Sequence[str]) -> dict[str, Maker]:
 def judged(judge: Judge, trait: str, settings: Sequence[Setting], reads: Reads) -> list[Trial]:
     """What every setting does on develop prompts."""
     prompts = judge.part.prompts
-    base = values(reads.search, prompts, judge.unsteered).mean()
+    base = values(reads.search, prompts, judge.unsteered.texts).mean()
     trials = []
     for setting, answers in zip(settings, judge.answers(trait, settings), strict=True):
-        whole = coherence(prompts, answers)
-        mean = values(reads.search, prompts, answers).mean()
+        whole = coherence(prompts, answers.texts, answers.log_likelihood)
+        mean = values(reads.search, prompts, answers.texts).mean()
         trials.append(
             Trial(
                 trait=trait,
@@ -258,16 +260,16 @@ def reported(
 ) -> Iterator[tuple[Row, Gain]]:
     """What settings do on report prompts, a row for each band, after the unsteered model."""
     prompts = judge.part.prompts
-    before = values(reads.report, prompts, judge.unsteered)
+    before = values(reads.report, prompts, judge.unsteered.texts)
     found = judge.answers(trait, list(chosen))
     every = [
         (UNSTEERED, BANDS, judge.unsteered),
         *zip(chosen, chosen.values(), found, strict=True),
     ]
     for setting, bands, answers in every:
-        after = values(reads.report, prompts, answers)
+        after = values(reads.report, prompts, answers.texts)
         one = gain(after, before, drawn)
-        whole = coherence(prompts, answers)
+        whole = coherence(prompts, answers.texts, answers.log_likelihood)
         low, high = one.interval
         for band in bands:
             row = Row(

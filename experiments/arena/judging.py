@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from answers import Answers
 from numpy.typing import NDArray
 
 from steer.measures import distinct_ngrams, is_broken, is_coherent
@@ -58,22 +57,23 @@ class Coherence:
         )
 
 
-def coherence(prompts: Sequence[str], answers: Answers) -> Coherence:
-    """Of answers to as many prompts."""
-    texts = answers.texts
+def coherence(
+    prompts: Sequence[str], texts: Sequence[str], log_likelihood: Sequence[float]
+) -> Coherence:
+    """Of answers to as many prompts, with their log-likelihood under the unedited model."""
     return Coherence(
         float(np.mean([not is_coherent(text) for text in texts])),
         float(np.mean([is_broken(text) for text in texts])),
         float(np.mean([distinct_ngrams(text) for text in texts])),
         float(np.mean(relevance(prompts, texts) >= THRESHOLD)),
-        float(np.mean(answers.log_likelihood)),
+        float(np.mean(log_likelihood)),
     )
 
 
-def values(reward: Reward, prompts: Sequence[str], answers: Answers) -> Float64:
-    """Scaled measures (P,); 0 where an answer loops or is broken."""
-    fluent = np.array([is_coherent(text) for text in answers.texts], float)
-    return reward(prompts, answers.texts) * fluent
+def values(reward: Reward, prompts: Sequence[str], texts: Sequence[str]) -> Float64:
+    """Scaled measures (P,) of answers; 0 where one loops or is broken."""
+    fluent = np.array([is_coherent(text) for text in texts], float)
+    return reward(prompts, texts) * fluent
 
 
 def standardised(steered: Float64, unsteered: Float64) -> Float64:

@@ -202,8 +202,8 @@ def extraction_cosines(subspaces: Mapping[str, Subspace]) -> dict[tuple[str, str
 def read_all(reads: Mapping[str, Reads], prompts: Sequence[str], answers: Answers) -> Measured:
     """Read every trait of one edit's answers."""
     return Measured(
-        {trait: values(one.report, prompts, answers) for trait, one in reads.items()},
-        coherence(prompts, answers).incoherent,
+        {trait: values(one.report, prompts, answers.texts) for trait, one in reads.items()},
+        coherence(prompts, answers.texts, answers.log_likelihood).incoherent,
     )
 
 

@@ -37,7 +37,7 @@ from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
-from runs import common_parser, known, last_line  # noqa: E402
+from runs import common_parser, last_line, provenance  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.chat import render  # noqa: E402
@@ -301,7 +301,7 @@ def write(
             spread = interval(drawn(gains, arguments.seed))
             points.append(Point(arm, measure, seconds, float(gains.mean()), *spread))
     content = {
-        **known("experiments/chameleon/against_training.py", model, arguments),
+        **provenance("experiments/chameleon/against_training.py", model, arguments),
         "split": arguments.split,
         "people": len({row.person for row in none}),
         "questions": len(none),

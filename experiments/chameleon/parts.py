@@ -37,7 +37,7 @@ from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval, soundness
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
-from runs import common_parser, known, last_line  # noqa: E402
+from runs import common_parser, last_line, provenance  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.edits import ZERO  # noqa: E402
@@ -239,7 +239,7 @@ def write(
 ) -> None:
     """Write JSON, CSV, Markdown and the figures."""
     content = {
-        **known("experiments/chameleon/parts.py", model, arguments),
+        **provenance("experiments/chameleon/parts.py", model, arguments),
         "people": people,
         "questions": asked,
         "cells": [asdict(cell) for cell in cells],

@@ -59,7 +59,7 @@ from telling import (
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import common_parser, known, last_line  # noqa: E402
+from runs import common_parser, last_line, provenance  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.baselines.prompting import dialogue, listed  # noqa: E402
@@ -254,7 +254,7 @@ def write(
         for measure in (*GAINED, "log-likelihood")
     }
     content = {
-        **known("experiments/chameleon/persona.py", model, arguments),
+        **provenance("experiments/chameleon/persona.py", model, arguments),
         "split": arguments.split,
         "people": len({row.person for row in rows[UNSTEERED]}),
         "questions": len(rows[UNSTEERED]),

@@ -29,9 +29,10 @@ from steer.baselines import (
     RewardGuided,
     SystemPrompt,
 )
+from steer.bundle import Bundle
 from steer.chat import render
 from steer.cover import random_weights
-from steer.generation import Decoding, prompt_tokens
+from steer.generation import Decoding, Generated, prompt_tokens
 from steer.journal import Journal
 from steer.likelihood import mean_log_likelihood
 from steer.resources import content_key
@@ -39,6 +40,19 @@ from steer.steerer import Steerer
 from steer.versions import versions
 
 UNSTEERED, ROUTED, COMPOSED = "unsteered", "routed", "composed"
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody with weights.
+
+    Attributes:
+        name: For files.
+        weights: By trait.
+    """
+
+    name: str
+    weights: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,25 @@ class Setting:
     compose: bool = False
     by: Method | None = None
     weighted: bool = True
+
+    def answer(
+        self,
+        steerer: Steerer,
+        user: User,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        seed: int,
+    ) -> list[Generated]:
+        """What a user is answered."""
+        return steerer.answer(
+            prompts,
+            user.weights if self.weighted else None,
+            strength=self.strength,
+            compose=self.compose,
+            method=self.by,
+            seed=seed,
+            decoding=decoding,
+        )
 
 
 PLAIN = Setting(UNSTEERED, "unsteered", weighted=False)
@@ -97,19 +130,6 @@ def settings(quick: bool) -> list[Setting]:
     if quick:
         found = list({one.method: one for one in found}.values())
     return found
-
-
-@dataclass(frozen=True)
-class User:
-    """Somebody with weights.
-
-    Attributes:
-        name: For files.
-        weights: By trait.
-    """
-
-    name: str
-    weights: dict[str, float]
 
 
 def users(traits: Sequence[str], number: int, seed: int) -> list[User]:
@@ -152,7 +172,7 @@ def answer_all(
     header = {
         "model": steerer.language_model.fingerprint.to_dict(),
         "dtype": steerer.language_model.precision,
-        "edits": content_key([steerer.bundle.traits[name].edit.digest for name in steerer.traits]),
+        "bundle": bundle_key(steerer.bundle),
         "prompts": list(prompts),
         "decoding": asdict(decoding),
         "seed": seed,
@@ -174,6 +194,16 @@ def answer_all(
         journal.append([{"setting": name, "user": who, "told": asdict(told)}])
         found[name, who] = told
     return found
+
+
+def bundle_key(bundle: Bundle) -> str:
+    """Of what answers hang on: the traits' edits, the portfolio's, and the answers it keeps."""
+    portfolio = bundle.portfolio
+    edits = [entry.edit.digest for entry in bundle.traits.values()]
+    if portfolio is None:
+        return content_key(edits)
+    kept = [[one.prompt, *one.answers] for one in portfolio.answered]
+    return content_key([edits, [edit.digest for edit in portfolio.edits], kept])
 
 
 def key(setting: Setting) -> str:
@@ -199,15 +229,7 @@ def _answer(
     seed: int,
 ) -> Told:
     model = steerer.language_model
-    answers = steerer.answer(
-        prompts,
-        user.weights if setting.weighted else None,
-        strength=setting.strength,
-        compose=setting.compose,
-        method=setting.by,
-        seed=seed,
-        decoding=decoding,
-    )
+    answers = setting.answer(steerer, user, prompts, decoding, seed)
     plain = [prompt_tokens(model, render(model.tokenizer, prompt)) for prompt in prompts]
     sequences = [(asked, one.tokens) for asked, one in zip(plain, answers, strict=True)]
     likelihood = mean_log_likelihood(model, sequences, batch_tokens=2048)

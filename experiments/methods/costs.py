@@ -133,14 +133,6 @@ def _once(
     """Seconds, what was counted, and written tokens of one answer."""
     with counting(steerer.language_model) as counted:
         start = time.perf_counter()
-        answer = steerer.answer(
-            [prompt],
-            user.weights if arm.weighted else None,
-            strength=arm.strength,
-            compose=arm.compose,
-            method=arm.by,
-            seed=seed,
-            decoding=decoding,
-        )[0]
+        answer = arm.answer(steerer, user, [prompt], decoding, seed)[0]
         took = time.perf_counter() - start
     return took, counted, len(answer.tokens)

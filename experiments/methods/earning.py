@@ -13,33 +13,28 @@ from numpy.typing import NDArray
 
 # What traits are read by is the arena's.
 sys.path.append(str(Path(__file__).parents[1] / "arena"))
-from judging import Coherence, interval  # noqa: E402
+from judging import Coherence, coherence, interval, values  # noqa: E402
 
-from steer.measures import distinct_ngrams, is_broken, is_coherent  # noqa: E402
-from steer.relevance import THRESHOLD, relevance  # noqa: E402
 from steer.rewards import Reward  # noqa: E402
 
 Float64 = NDArray[np.float64]
 
 DRAWS = 2000
-LEAST_ROOM = 0.05
+# Traits with less headroom are left out.
+LEAST_ROOM = 0.1
 
 
 def earned(rewards: Mapping[str, Reward], prompts: Sequence[str], told: Sequence[Told]) -> Float64:
     """Scaled measures (U, P, d) of each user's answers; 0 where one loops or is broken."""
     texts = [text for one in told for text in one.texts]
-    fluent = np.array([is_coherent(text) for text in texts], float)
     many = [*prompts] * len(told)
-    columns = [reward(many, texts) * fluent for reward in rewards.values()]
+    columns = [values(reward, many, texts) for reward in rewards.values()]
     return np.stack(columns, axis=1).reshape(len(told), len(prompts), len(rewards))
 
 
-def headroom(unsteered: Float64) -> Float64:
-    """What is left to gain of each trait (d,), of measures (U, P, d); never less than a twentieth.
-
-    Once for all draws: a share of next to nothing is noise.
-    """
-    return np.maximum(1 - unsteered.mean((0, 1)), LEAST_ROOM)
+def room(unsteered: Float64) -> Float64:
+    """What the unsteered model leaves to gain of each trait (d,), of its measures (U, P, d)."""
+    return np.asarray(1 - unsteered.mean((0, 1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +55,24 @@ class Gain:
         return interval(self.drawn)
 
 
+def each_gain(steered: Float64, unsteered: Float64, people: Sequence[User]) -> Float64:
+    """Weighted share of the headroom that is closed (U, P), of measures (U, P, d).
+
+    Traits that leave next to no headroom are left out, as what they weigh is: a share of nothing is
+    noise. Somebody who wants only such traits gains nothing.
+    """
+    left = room(unsteered)
+    counted = left >= LEAST_ROOM
+    weights = np.array([list(user.weights.values()) for user in people]) * counted  # (U, d)
+    sums = weights.sum(1, keepdims=True)
+    weights = weights / np.where(sums > 0, sums, 1.0)
+    closed = (steered - unsteered) / np.where(counted, left, 1.0)  # (U, P, d)
+    return np.asarray((closed * weights[:, None]).sum(-1))
+
+
 def gains(steered: Float64, unsteered: Float64, people: Sequence[User], seed: int) -> Gain:
-    """Weighted share of the headroom that is closed, of measures (U, P, d)."""
-    weights = np.array([list(user.weights.values()) for user in people])  # (U, d)
-    weights = weights / weights.sum(1, keepdims=True)
-    closed = (steered - unsteered) / headroom(unsteered)  # (U, P, d)
-    each = (closed * weights[:, None]).sum(-1)  # (U, P)
+    """The mean of `each_gain`, drawn anew."""
+    each = each_gain(steered, unsteered, people)
     rng = np.random.default_rng(seed)
     drawn = np.empty(DRAWS)
     for i in range(DRAWS):
@@ -77,11 +84,8 @@ def gains(steered: Float64, unsteered: Float64, people: Sequence[User], seed: in
 
 def wholeness(prompts: Sequence[str], told: Sequence[Told]) -> Coherence:
     """How whole the answers are, over all users."""
-    texts = [text for one in told for text in one.texts]
-    return Coherence(
-        float(np.mean([not is_coherent(text) for text in texts])),
-        float(np.mean([is_broken(text) for text in texts])),
-        float(np.mean([distinct_ngrams(text) for text in texts])),
-        float(np.mean(relevance([*prompts] * len(told), texts) >= THRESHOLD)),
-        float(np.mean([value for one in told for value in one.log_likelihood])),
+    return coherence(
+        [*prompts] * len(told),
+        [text for one in told for text in one.texts],
+        [value for one in told for value in one.log_likelihood],
     )

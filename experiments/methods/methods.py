@@ -37,13 +37,14 @@ from contestants import (
     Told,
     User,
     answer_all,
+    bundle_key,
     key,
     settings,
     user_key,
     users,
 )
 from costs import Cost, costs
-from earning import Gain, earned, gains, wholeness
+from earning import LEAST_ROOM, Gain, each_gain, earned, gains, room, wholeness
 from forgetting import DEFINED, accuracy
 from judges import agreement, local_opinion, remote_preference, summary
 from tqdm import tqdm
@@ -56,7 +57,7 @@ from judging import BANDS, Coherence, interval  # noqa: E402
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
 from reads import READS, People, Reads  # noqa: E402
-from runs import add_bundle, common_parser, known, last_line, set_apart  # noqa: E402
+from runs import add_bundle, common_parser, last_line, provenance, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
@@ -78,7 +79,9 @@ class Line:
 
     Attributes:
         method: Which.
-        setting: Chosen on develop prompts; empty if none was as whole as the unsteered model's.
+        setting: Chosen on develop prompts.
+        admissible: Whether its answers there were as whole as the unsteered model's. If no
+            setting's were, the one with the largest gain stands in the table, and is marked.
         gain: Weighted share of the headroom that is closed.
         low: Lower end of its interval.
         high: Upper end.
@@ -99,6 +102,7 @@ class Line:
 
     method: str
     setting: str
+    admissible: bool
     gain: float
     low: float
     high: float
@@ -149,10 +153,11 @@ def main() -> None:
     steerer = Steerer(model, Bundle.load(arguments.bundle))
     portfolio = steerer.bundle.portfolio
     assert portfolio is not None, "the bundle holds one"
-    known = People(arguments.data, arguments.seed, arguments.work_dir, arguments.pairs)
-    reads = {trait: READS[trait](model, known) for trait in portfolio.traits}
+    labelled = People(arguments.data, arguments.seed, arguments.work_dir, arguments.pairs)
+    reads = {trait: READS[trait](model, labelled) for trait in portfolio.traits}
     decoding = Decoding(max_new_tokens=arguments.tokens)
     tried, chosen = search(steerer, reads, decoding, arguments)
+    sound = {key(PLAIN)} | {f"{one.method}: {one.setting}" for one in tried if one.whole}
 
     people = users(portfolio.traits, arguments.users, arguments.seed)
     prompts = [prompt.text for prompt in load_prompts("report")[: arguments.prompts]]
@@ -170,10 +175,19 @@ def main() -> None:
     kept = knowledge(steerer, chosen, people, arguments)
     spent = costs(steerer, chosen, people, prompts, decoding, arguments.seed)
     lines = [
-        line(arm, gained[arm.method], whole[arm.method], spent[arm.method], kept, judged)
+        line(
+            arm,
+            key(arm) in sound,
+            gained[arm.method],
+            whole[arm.method],
+            spent[arm.method],
+            kept,
+            judged,
+        )
         for arm in arms
     ]
-    write(lines, tried, people, prompts, judged, steerer, arguments)
+    left = dict(zip(reads, room(read[UNSTEERED]).tolist(), strict=True))
+    write(lines, tried, people, prompts, left, judged, steerer, arguments)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -226,9 +240,7 @@ def search(
     before, base = earned(measures, prompts, rows(PLAIN)), wholeness(prompts, rows(PLAIN))
     tried, best = [], {}
     for setting in tqdm(wanted[1:], desc="reading", disable=None):
-        found = gains(
-            earned(measures, prompts, rows(setting)), before, people, arguments.seed
-        ).value
+        found = float(each_gain(earned(measures, prompts, rows(setting)), before, people).mean())
         state = wholeness(prompts, rows(setting))
         sound = state.holds_against(base, BAND)
         tried.append(
@@ -348,6 +360,8 @@ def knowledge(
     path = arguments.work_dir / "questions.jsonl"
     header = {
         "model": steerer.language_model.fingerprint.to_dict(),
+        "dtype": steerer.language_model.precision,
+        "bundle": bundle_key(steerer.bundle),
         "documents": content_key(documents),
         "versions": versions(),
     }
@@ -376,6 +390,7 @@ def knowledge(
 
 def line(
     arm: Setting,
+    admissible: bool,
     gained: Gain,
     whole: Coherence,
     cost: Cost,
@@ -387,6 +402,7 @@ def line(
     return Line(
         arm.method,
         arm.name,
+        admissible,
         gained.value,
         *gained.interval,
         whole.incoherent,
@@ -408,16 +424,18 @@ def write(
     tried: Sequence[Tried],
     people: Sequence[User],
     prompts: Sequence[str],
+    left: Mapping[str, float],
     judged: Judged,
     steerer: Steerer,
     arguments: argparse.Namespace,
 ) -> None:
     """Write JSON, CSV, Markdown and the sweeps."""
     content = {
-        **known("experiments/methods/methods.py", steerer.language_model, arguments),
+        **provenance("experiments/methods/methods.py", steerer.language_model, arguments),
         "users": [asdict(user) for user in people],
         "prompts": len(prompts),
         "tokens": arguments.tokens,
+        "headroom": dict(left),
         "judge": asdict(judged),
         "tried": [asdict(one) for one in tried],
         "lines": [asdict(one) for one in lines],
@@ -431,6 +449,7 @@ def write(
 def markdown(content: dict[str, Any], lines: Sequence[Line], tried: Sequence[Tried]) -> str:
     """The tables as Markdown."""
     who = content["judge"]
+    rooms = ", ".join(f"{trait} {one:.2f}" for trait, one in content["headroom"].items())
     rows = [
         f"{len(content['users'])} users with weights over {len(content['users'][0]['weights'])} "
         f"traits, {content['prompts']} report prompts, answers of at most {content['tokens']} "
@@ -449,7 +468,8 @@ def markdown(content: dict[str, Any], lines: Sequence[Line], tried: Sequence[Tri
             else f"{one.accuracy:+.1f} ({one.accuracy_low:+.1f} to {one.accuracy_high:+.1f})"
         )
         rows.append(
-            f"| {one.method} | {one.setting} | {one.gain:.2f} ({one.low:.2f} to {one.high:.2f}) | "
+            f"| {one.method} | {one.setting}{'' if one.admissible else ' (not whole)'} | "
+            f"{one.gain:.2f} ({one.low:.2f} to {one.high:.2f}) | "
             f"{one.incoherent:.1%} | {one.relevant:.0%} | {one.log_likelihood:.2f} | {points} | "
             f"{one.preferred:.0%} | {one.extra_prompt:.0f} | {one.passes:.2f} | "
             f"{one.latency:.2f} ({one.latency_low:.2f} to {one.latency_high:.2f}) | "
@@ -457,7 +477,10 @@ def markdown(content: dict[str, Any], lines: Sequence[Line], tried: Sequence[Tri
         )
     rows += [
         "",
-        "Gain: weighted share of the headroom closed, by measures that took no part in search. "
+        "Gain: weighted share of the headroom closed, by measures that took no part in search; "
+        f"traits with less than {LEAST_ROOM:g} are left out. Headroom: {rooms}. "
+        "Not whole: on develop prompts none of the method's settings left answers as whole as the "
+        "unsteered model's. "
         "Accuracy: of the first two users, on questions with choices in a chat. Latency: seconds "
         "a written token over the unsteered model's, one answer at a time. Of a user every method "
         "stores the weights alone; keys and values are held while an answer is written.",

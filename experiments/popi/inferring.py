@@ -34,31 +34,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from open_data import KINDS, read_people
-from people_of import Person, add_people, people_in, people_of, pool_of
+from people_of import Person, add_people, people_in, simulated
 from tqdm import tqdm
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import common_parser, known, last_line, set_apart  # noqa: E402
+from runs import common_parser, last_line, provenance, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.baselines.method import trait_of  # noqa: E402
-from steer.baselines.prompting import dialogue  # noqa: E402
+from steer.baselines.prompting import dialogue, said  # noqa: E402
 from steer.bundle import Bundle  # noqa: E402
 from steer.chat import Chat, render  # noqa: E402
 from steer.errors import DataError  # noqa: E402
 from steer.generation import prompt_tokens  # noqa: E402
-from steer.history import HistoryItem  # noqa: E402
 from steer.insights import prompt_of  # noqa: E402
 from steer.journal import Journal  # noqa: E402
-from steer.likelihood import mean_log_likelihood, response_tokens  # noqa: E402
+from steer.likelihood import response_tokens  # noqa: E402
 from steer.models import LanguageModel, load_model  # noqa: E402
 from steer.preference import in_words  # noqa: E402
-from steer.prompts import load_prompts  # noqa: E402
 from steer.resources import content_key  # noqa: E402
 from steer.steerer import Steerer  # noqa: E402
-from steer.summaries import margins, summarise, wordings  # noqa: E402
+from steer.summaries import summarise, told_margins, wordings  # noqa: E402
 
 Float64 = NDArray[np.float64]
 
@@ -129,22 +127,7 @@ def everybody(steerer: Steerer, arguments: argparse.Namespace) -> list[Person]:
                 "further pairs; ask for fewer"
             )
         return found
-    # Those at the end: the first develop prompts are what doses are measured on.
-    texts = [prompt.text for prompt in load_prompts(arguments.split)][-2 * arguments.prompts :]
-    folder = arguments.work_dir
-    pools = [
-        pool_of(steerer, texts[part::2], arguments.tokens, folder / f"{arguments.split}-{part}")
-        for part in (0, 1)
-    ]
-    return people_of(
-        *pools,
-        arguments.people,
-        arguments.items,
-        arguments.questions,
-        arguments.consistent,
-        # Other people for development.
-        arguments.seed + (arguments.split == "develop"),
-    )
+    return simulated(steerer, arguments.split, arguments)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -228,44 +211,23 @@ def asked(
     rows = list(journal.rows)
     for number in tqdm(range(len(rows), len(people)), desc="asking", disable=None):
         person = people[number]
-        ways = [way for way in SUMMARIES if way in told[number]]
-        texts = [told[number][way] for way in ways]
-        found = dict(zip(ways, margins(reader, texts, person.test, judged=JUDGED), strict=True))
-        found[HISTORY] = told_margins(
-            reader, person, [with_history(person, prompt_of(item)) for item in person.test]
-        )
-        found[TURNS] = told_margins(
-            reader, person, [dialogue(person.history, prompt_of(item)) for item in person.test]
-        )
+        prompts = [prompt_of(item) for item in person.test]
+        chats: dict[str, list[str | Chat]] = {
+            HISTORY: [with_history(person, prompt) for prompt in prompts],
+            TURNS: [dialogue(person.history, prompt) for prompt in prompts],
+        }
+        for way in SUMMARIES:
+            if way in told[number]:
+                chats[way] = [said(told[number][way], prompt, "user") for prompt in prompts]
+        values = told_margins(reader, list(chats.values()), person.test, judged=JUDGED)
+        found = dict(zip(chats, values, strict=True))
         if person.hidden is not None:
             inferred = person.hidden.inferred(arguments.seed)
             found[WEIGHTS] = person.hidden.test_differences @ inferred
-        rows.append({way: values.tolist() for way, values in found.items()})
+        rows.append({way: row.tolist() for way, row in found.items()})
         journal.append([rows[-1]])
     order = [way for way in (HISTORY, TURNS, *SUMMARIES, WEIGHTS) if way in rows[0]]
     return {way: [np.array(row[way]) for row in rows] for way in order}
-
-
-def told_margins(reader: LanguageModel, person: Person, chats: Sequence[str | Chat]) -> Float64:
-    """Margins (m,) of test pairs under prompts that tell of the person, against plain ones."""
-    found = []
-    for prompts in (chats, [prompt_of(item) for item in person.test]):
-        found.append(_differences(reader, prompts, person.test))
-    return np.asarray(found[0] - found[1])
-
-
-def _differences(
-    reader: LanguageModel, prompts: Sequence[str | Chat], pairs: Sequence[HistoryItem]
-) -> Float64:
-    """log p of the chosen minus log p of the other (m,)."""
-    sequences = []
-    for prompt, item in zip(prompts, pairs, strict=True):
-        ids = prompt_tokens(reader, render(reader.tokenizer, prompt))
-        for text in (item.text, item.disliked or ""):
-            sequences.append((ids, response_tokens(reader, text)[:JUDGED]))
-    lengths = np.array([len(answer) for _, answer in sequences])
-    sums = mean_log_likelihood(reader, sequences, batch_tokens=4096) * lengths
-    return np.asarray(sums[::2] - sums[1::2])
 
 
 def line(
@@ -307,7 +269,7 @@ def write(
 ) -> None:
     """Write JSON, CSV and Markdown."""
     content = {
-        **known("experiments/popi/inferring.py", model, arguments),
+        **provenance("experiments/popi/inferring.py", model, arguments),
         "data set": arguments.data_set,
         "split": arguments.split,
         "people": len(people),

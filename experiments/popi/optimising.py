@@ -29,13 +29,13 @@ from typing import Any
 
 import numpy as np
 from inferring import JUDGED
-from people_of import Person, add_people, people_of, pool_of
+from people_of import Person, add_people, simulated
 from tqdm import tqdm
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import common_parser, known, last_line, set_apart  # noqa: E402
+from runs import common_parser, last_line, provenance, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.baselines.prompting import said  # noqa: E402
@@ -43,7 +43,6 @@ from steer.bundle import Bundle  # noqa: E402
 from steer.chat import render  # noqa: E402
 from steer.history import HistoryItem  # noqa: E402
 from steer.models import LanguageModel, load_model, wrap_model  # noqa: E402
-from steer.prompts import load_prompts  # noqa: E402
 from steer.steerer import Steerer  # noqa: E402
 from steer.summaries import (  # noqa: E402
     first_sentence,
@@ -88,7 +87,8 @@ def main() -> None:
     arguments = read_arguments()
     reference = generator = loaded(arguments)
     steerer = Steerer(reference, Bundle.load(arguments.bundle))
-    training, test = (people(steerer, split, arguments) for split in ("develop", "report"))
+    training = simulated(steerer, "develop", arguments)
+    test = simulated(steerer, "report", arguments)
     # Copies in the precision that trains well.
     writer, learner = load_model(arguments.model), load_model(arguments.model)
 
@@ -119,19 +119,6 @@ def read_arguments() -> argparse.Namespace:
         arguments.people, arguments.items, arguments.questions = 2, 2, 2
         arguments.prompts, arguments.tokens, arguments.number, arguments.steps = 2, 16, 2, 1
     return arguments
-
-
-def people(steerer: Steerer, split: Any, arguments: argparse.Namespace) -> list[Person]:
-    """People who choose on the prompts of a split."""
-    texts = [prompt.text for prompt in load_prompts(split)][-2 * arguments.prompts :]
-    pools = [
-        pool_of(steerer, texts[part::2], arguments.tokens, arguments.work_dir / f"{split}-{part}")
-        for part in (0, 1)
-    ]
-    seed = arguments.seed + (split == "develop")
-    return people_of(
-        *pools, arguments.people, arguments.items, arguments.questions, arguments.consistent, seed
-    )
 
 
 def requests_of(writer: LanguageModel, everybody: Sequence[Person]) -> list[str]:
@@ -304,7 +291,7 @@ def write(
 ) -> None:
     """Write JSON, CSV and Markdown."""
     content = {
-        **known("experiments/popi/optimising.py", model, arguments),
+        **provenance("experiments/popi/optimising.py", model, arguments),
         "training people": training,
         "test people": test,
         "steps": arguments.steps,

@@ -30,6 +30,7 @@ from steer.history import HistoryItem
 from steer.hooks import attach
 from steer.journal import Journal
 from steer.posterior import Posterior
+from steer.prompts import Split, load_prompts
 from steer.rewards import score
 from steer.steerer import Steerer
 
@@ -156,6 +157,27 @@ def people_of(
             )
         )
     return result
+
+
+def simulated(steerer: Steerer, split: Split, arguments: argparse.Namespace) -> list[Person]:
+    """People who choose on the prompts of a split; `arguments` are those of `add_people`."""
+    # Those at the end: the first develop prompts are what doses are measured on.
+    texts = [prompt.text for prompt in load_prompts(split)][-2 * arguments.prompts :]
+    folder = arguments.work_dir
+    history, test = (
+        pool_of(steerer, texts[part::2], arguments.tokens, folder / f"{split}-{part}")
+        for part in (0, 1)
+    )
+    return people_of(
+        history,
+        test,
+        arguments.people,
+        arguments.items,
+        arguments.questions,
+        arguments.consistent,
+        # Other people for development.
+        arguments.seed + (split == "develop"),
+    )
 
 
 def _pairs(

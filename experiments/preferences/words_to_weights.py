@@ -30,7 +30,7 @@ from scipy.stats import binomtest
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import common_parser, known, last_line  # noqa: E402
+from runs import common_parser, last_line, provenance  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 import steer  # noqa: E402
@@ -109,7 +109,7 @@ def main() -> None:
                     if set(top(score, len(one.traits))) != set(one.traits)
                 ]
     content = {
-        **known("experiments/preferences/words_to_weights.py", model, arguments),
+        **provenance("experiments/preferences/words_to_weights.py", model, arguments),
         "rows": [asdict(row) for row in rows],
         "missed": missed,
     }

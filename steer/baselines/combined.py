@@ -228,7 +228,7 @@ class LogitRectification(Combining):
     ) -> str:
         trait = trait_of(name, self.traits)
         pole = trait.positive if positive else trait.negative
-        instruction = pole.instructions[self.instruction % len(pole.instructions)]
+        instruction = pole.instruction(self.instruction)
         return render(language_model.tokenizer, said(instruction, request.prompt, "user"))
 
 
@@ -296,7 +296,7 @@ class MultiObjective(Combining):
         if name in self.policies:
             return render(language_model.tokenizer, request.prompt)
         pole = trait_of(name, self.traits).positive
-        instruction = pole.instructions[self.instruction % len(pole.instructions)]
+        instruction = pole.instruction(self.instruction)
         return render(language_model.tokenizer, said(instruction, request.prompt, "user"))
 
 

@@ -84,8 +84,8 @@ class SystemPrompt(Telling):
             return in_words(poles, shares)
         heavy = [name for name, share in shares.items() if share >= LITTLE / len(shares)]
         heavy.sort(key=lambda name: -shares[name])
-        poles_of = [trait_of(name, self.traits).positive.instructions for name in heavy]
-        return " ".join(one[self.instruction % len(one)] for one in poles_of)
+        poles_of = [trait_of(name, self.traits).positive for name in heavy]
+        return " ".join(pole.instruction(self.instruction) for pole in poles_of)
 
     def chat(self, bundle: Bundle, request: Request) -> str | Chat:
         """What the model is asked instead."""
