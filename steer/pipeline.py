@@ -49,7 +49,7 @@ from steer.versions import versions
 # Below this cosine agreement a trait's differences hardly share a direction.
 LOW_RELIABILITY = 0.1
 # Of English prose, roughly: where an answer is cut.
-_WORDS_PER_TOKEN = 0.75
+WORDS_PER_TOKEN = 0.75
 # Tokens of an answer in which traits show what they do to each other.
 _INTERFERING = 128
 
@@ -271,7 +271,7 @@ def _portfolio(
             source.trait,
             plain_prompts(source.pairs),
             source.pairs,
-            longest=_WORDS_PER_TOKEN * wanted.decoding.max_new_tokens,
+            longest=WORDS_PER_TOKEN * wanted.decoding.max_new_tokens,
         )
         for source in (built.sources[name] for name in wanted.traits)
     ]
@@ -309,7 +309,7 @@ def _interference(
     rewards: dict[str, Reward] = {}
     for name, source in built.sources.items():
         try:
-            reward = text_reward(name, source.pairs, longest=_WORDS_PER_TOKEN * tokens)
+            reward = text_reward(name, source.pairs, longest=WORDS_PER_TOKEN * tokens)
         except InputError:
             # It does not tell this trait's pairs apart.
             continue

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
 
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 sys.path.append(str(Path(__file__).parents[1] / "experiments" / "preferences"))
+import prompted
 import simulated_users
 import words_to_weights
-from simulated_users import Place, _answer, _ideal, table
+from simulated_users import Place, Told, _answer, _ideal, table
 from words_to_weights import Statement, read_statements, top
 
+from steer.bundle import Bundle
 from steer.certificate import Measured
+from steer.chat import render
+from steer.generation import Decoding, prompt_tokens
 from steer.posterior import Posterior
+from steer.resources import data_dir
+from steer.rewards import FunctionReward
+from steer.steerer import DEFAULT_BUNDLE
+from tests.models import tiny
+
+SHORT = Decoding(max_new_tokens=4, repetition_penalty=1.0, no_repeat_ngram_size=None)
+DEFAULT = data_dir() / "bundles" / DEFAULT_BUNDLE
 
 
 def a_place() -> Place:
@@ -68,6 +82,55 @@ def test_the_table_counts_people() -> None:
     assert 0.1 < row.low < 0.5 < row.high < 0.9
 
 
+def test_what_is_told_is_worth_what_was_measured() -> None:
+    place = a_place()
+    told = {
+        frozenset(some): Told(np.array([0.1 * len(some), 0.3]), 0.05 * len(some))
+        for some in ((), (0,), (1,), (0, 1))
+    }
+    place = replace(place, told=told)
+    u, f = place.measured.utilities, place.measured.regulariser
+    now = np.array([0.4, 0.6])
+    best = max(float(now @ u[e] - f[e]) for e in range(4))
+    # A weight below half of an even share is left out.
+    for said, some in (([0.9, 0.1], {0}), ([0.5, 0.5], {0, 1}), ([0.1, 0.9], {1})):
+        worth = 0.4 * 0.1 * len(some) + 0.6 * 0.3 - 0.05 * len(some)
+        assert place.told_regret(np.array(said), now) == pytest.approx(best - worth)
+
+
+def test_a_prompt_is_as_far_from_the_plain_one_as_a_loop_finds() -> None:
+    model = tiny("llama")
+    told, prompts = ["Tell me. Be brief: Tea?", "Ha"], ["Tea?", "What is rain, and why?"]
+    answers = [[5, 6, 7], [8]]
+    found = prompted.divergence(model, told, prompts, answers)
+    for i, answer in enumerate(answers):
+        total = 0.0
+        starts = [told[i], render(model.tokenizer, prompts[i])]
+        ids = [prompt_tokens(model, text) for text in starts]
+        for place in range(len(answer)):
+            with torch.no_grad():
+                p, q = (
+                    model.model(torch.tensor([[*one, *answer[:place]]])).logits[0, -1].double()
+                    for one in ids
+                )
+            p, q = p.log_softmax(-1), q.log_softmax(-1)
+            total += float((p.exp() * (p - q)).sum())
+        assert found[i] == pytest.approx(total / len(answer), rel=1e-3)
+
+
+def test_prompts_are_told_of_every_trait_once(tmp_path: Path) -> None:
+    model, bundle = tiny("llama"), Bundle.load(DEFAULT)
+    sets = [(), ("brevity",), ("brevity", "warmth")]
+    rewards = [FunctionReward("a", lambda p, a: [float("brief" in one) for one in p])]
+    arguments = (model, bundle, sets, ["Tea?", "Rain?"], SHORT, rewards, tmp_path)
+    rows = prompted.measured(*arguments)
+    assert [row.traits for row in rows] == sets
+    assert rows[0].kl == 0 and rows[1].kl > 0
+    (file,) = tmp_path.iterdir()
+    before = file.read_text()
+    assert prompted.measured(*arguments) == rows and file.read_text() == before
+
+
 def test_it_runs_on_the_default_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "CONSISTENT": (0.75,),
@@ -77,14 +140,29 @@ def test_it_runs_on_the_default_bundle(tmp_path: Path, monkeypatch: pytest.Monke
         "EACH": 1,
     }.items():
         monkeypatch.setattr(simulated_users, name, value)
+    told = tmp_path / "prompted.json"
     arguments = ["simulated_users.py", "--people", "2", "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--told", str(told)])
+    simulated_users.main()
+    assert "not run (`prompted.py`)" in (tmp_path / "asking.md").read_text()
+    assert len(json.loads((tmp_path / "asking.json").read_text())["drift"]) == 5
+    traits = Bundle.load(DEFAULT).portfolio.traits
+    rows = [
+        {"traits": some, "rewards": [0.5] * len(traits), "kl": 0.1 * len(some)}
+        for size in range(len(traits) + 1)
+        for some in itertools.combinations(traits, size)
+    ]
+    fingerprint = Bundle.load(DEFAULT).fingerprint.to_dict()
+    told.write_text(json.dumps({"fingerprint": fingerprint, "traits": traits, "rows": rows}))
     simulated_users.main()
     content = json.loads((tmp_path / "asking.json").read_text())
     assert {row["arm"] for row in content["rows"]} == {"active", "random", "ideal"}
     assert {(row["traits"], row["people"]) for row in content["rows"]} == {(4, 5), (5, 2)}
-    assert len(content["passive"]) == 2 and len(content["drift"]) == 5
+    assert len(content["passive"]) == 2 and len(content["drift"]) == 7
     assert (tmp_path / "asking.png").read_bytes().startswith(b"\x89PNG")
+    told.write_text(json.dumps({"fingerprint": fingerprint, "traits": traits[:2], "rows": rows}))
+    with pytest.raises(SystemExit, match="not of this bundle"):
+        simulated_users.main()
 
 
 def test_statements_are_read_rightly_when_their_traits_are_on_top() -> None:

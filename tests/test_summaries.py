@@ -21,6 +21,7 @@ from steer.summaries import (
     margins,
     request,
     summarise,
+    told_margins,
     wordings,
     written,
 )
@@ -161,3 +162,5 @@ def test_what_cannot_be_summarised_is_refused(llama):
     for pairs in ([], [HistoryItem("a")]):
         with pytest.raises(InputError, match="disliked response"):
             margins(llama, ["s"], pairs)
+    with pytest.raises(InputError, match="3 prompts"):
+        told_margins(llama, [["Tea?"]], PAIRS)

@@ -15,15 +15,17 @@ best measured edit minus J of the entry that the posterior's mean weights are ro
 
 Of four traits: the five faces of the bundle's five, each by itself, whose people are pooled. And
 all five. Passive: fifty random pairs at once. Drift: sessions of four active questions, between
-which weights move a fifth of the way to other ones.
+which weights move a fifth of the way to other ones. There the model can also be told in its prompt
+what the posterior says, or the true weights; what that is worth is measured by prompted.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
 from steer.asking import best_question  # noqa: E402
+from steer.baselines.prompting import heavy  # noqa: E402
 from steer.bundle import Bundle  # noqa: E402
 from steer.certificate import Measured  # noqa: E402
 from steer.cover import random_weights  # noqa: E402
@@ -59,6 +62,20 @@ ENOUGH = 0.02
 PASSIVE = 50
 SESSIONS, EACH, MOVED = 6, 4, 0.2
 KEEP = {"static": None, "never forgets": 1.0, "forgets (keep .8)": 0.8, "forgets (keep .5)": 0.5}
+RESULTS = Path(__file__).parents[1] / "results" / "preferences"
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a prompt is worth.
+
+    Attributes:
+        utility: u (d,).
+        regulariser: f.
+    """
+
+    utility: Float64
+    regulariser: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +87,14 @@ class Place:
         kept: Which are served.
         differences: Of every question (q, d).
         seed: Draws its people.
+        told: By the traits whose instructions are told, what a prompt is worth; None: not known.
     """
 
     measured: Measured
     kept: tuple[int, ...]
     differences: Float64
     seed: int
+    told: Mapping[frozenset[int], Told] | None = None
 
     @property
     def traits(self) -> int:
@@ -92,6 +111,17 @@ class Place:
         return float(
             values.max() - values[route(self.measured, self.kept, posterior.mean[None])[0]]
         )
+
+    def told_regret(self, said: Float64, weights: Float64) -> float:
+        """Of a prompt that asks for what weighs in `said`, at the true weights.
+
+        Against the best measured edit; below 0 where the prompt is better.
+        """
+        assert self.told is not None, "only asked where it is known"
+        shares = {str(i): share for i, share in enumerate(said.tolist())}
+        told = self.told[frozenset(int(name) for name in heavy(shares))]
+        best = self.measured.value(weights[None])[0].max()
+        return float(best - (weights @ told.utility - told.regulariser))
 
 
 @dataclass(frozen=True)
@@ -147,7 +177,7 @@ def main() -> None:
     """Simulate and write."""
     arguments = read_arguments()
     bundle = Bundle.load(arguments.bundle)
-    whole = _place(bundle, None, arguments.seed)
+    whole = _place(bundle, None, arguments.seed, told_in(arguments.told, bundle))
     faces = [_place(bundle, i, arguments.seed + 1 + i) for i in range(whole.traits)]
     rows, passive = [], []
     for places in (faces, [whole]):
@@ -183,22 +213,51 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
     parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "preferences"
+        "--told", type=Path, default=RESULTS / "prompted.json", help="what prompted.py wrote"
     )
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.people = 5
     return arguments
 
 
-def _place(bundle: Bundle, left_out: int | None, seed: int) -> Place:
+def told_in(path: Path, bundle: Bundle) -> dict[frozenset[int], Told] | None:
+    """What prompts are worth; None if that has not been measured."""
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    portfolio = bundle.portfolio
+    assert portfolio is not None, "the bundle holds one"
+    if (
+        content["fingerprint"] != bundle.fingerprint.to_dict()
+        or tuple(content["traits"]) != portfolio.traits
+    ):
+        sys.exit(f"{path}: not of this bundle; run prompted.py again")
+    rows = content["rows"]
+    if rows[0]["traits"]:
+        sys.exit(f"{path}: expected the plain prompt first")
+    utilities = portfolio.objective.utility([row["rewards"] for row in rows])
+    regulariser = portfolio.objective.regulariser([row["kl"] for row in rows])
+    return {
+        frozenset(portfolio.traits.index(name) for name in row["traits"]): Told(u, float(f))
+        for row, u, f in zip(rows, utilities, regulariser, strict=True)
+    }
+
+
+def _place(
+    bundle: Bundle,
+    left_out: int | None,
+    seed: int,
+    told: Mapping[frozenset[int], Told] | None = None,
+) -> Place:
     portfolio = bundle.portfolio
     if portfolio is None or not portfolio.answered:
         sys.exit("the bundle holds no answers to ask about")
     columns = [i for i in range(len(portfolio.traits)) if i != left_out]
     differences = np.array([one.difference[columns] for one in questions_of(portfolio.answered)])
     data = Measured(portfolio.measured.utilities[:, columns], portfolio.measured.regulariser)
-    return Place(data, portfolio.kept, differences[differences.any(axis=1)], seed)
+    return Place(data, portfolio.kept, differences[differences.any(axis=1)], seed, told)
 
 
 def _ideal(traits: int) -> Float64:
@@ -284,6 +343,15 @@ def _passive(places: Sequence[Place], consistent: float, people: int) -> Passive
 
 def _drift(place: Place, people: int) -> list[Drift]:
     totals = {way: np.array(list(_sessions(place, keep, people))) for way, keep in KEEP.items()}
+    if place.told is not None:
+        told = np.array(list(_sessions(place, 0.8, people, prompted=True)))
+        totals["told what is known (keep .8)"] = told
+        totals["told the true weights"] = np.array(
+            [
+                sum(place.told_regret(now, now) for now in wanted)
+                for wanted in _wanted(place, people)
+            ]
+        )
     unasked = Posterior.prior(np.ones(place.traits), seed=place.seed)
     totals["never asked"] = np.array(
         [sum(place.regret(unasked, now) for now in wanted) for wanted in _wanted(place, people)]
@@ -307,7 +375,9 @@ def _wanted(place: Place, people: int) -> Iterator[list[Float64]]:
         yield path
 
 
-def _sessions(place: Place, keep: float | None, people: int) -> Iterator[float]:
+def _sessions(
+    place: Place, keep: float | None, people: int, *, prompted: bool = False
+) -> Iterator[float]:
     """Summed regret of each person, measured at the end of each session."""
     weights = random_weights(place.traits, people, place.seed)
     slope = place.slope(weights, 0.75)
@@ -323,7 +393,10 @@ def _sessions(place: Place, keep: float | None, people: int) -> Iterator[float]:
                     chosen = best_question(posterior, left, place.measured, place.kept)
                     posterior = posterior.updated(_answer(left[chosen], now, slope, rng))
                     left = np.delete(left, chosen, axis=0)
-            total += place.regret(posterior, now)
+            if prompted:
+                total += place.told_regret(posterior.mean, now)
+            else:
+                total += place.regret(posterior, now)
         yield total
 
 
@@ -367,6 +440,8 @@ def markdown(
     lines += [
         f"| {one.way} | {one.regret:.3f} ({one.low:.3f} to {one.high:.3f}) |" for one in drift
     ]
+    if not any(one.way.startswith("told") for one in drift):
+        lines.append("| told in the prompt | not run (`prompted.py`) |")
     return "\n".join([*lines, "", last_line(content)]) + "\n"
 
 

@@ -82,9 +82,7 @@ class SystemPrompt(Telling):
         if self.wording == "summary":
             poles = {name: bundle.traits[name].positive for name in shares}
             return in_words(poles, shares)
-        heavy = [name for name, share in shares.items() if share >= LITTLE / len(shares)]
-        heavy.sort(key=lambda name: -shares[name])
-        poles_of = [trait_of(name, self.traits).positive for name in heavy]
+        poles_of = [trait_of(name, self.traits).positive for name in heavy(shares)]
         return " ".join(pole.instruction(self.instruction) for pole in poles_of)
 
     def chat(self, bundle: Bundle, request: Request) -> str | Chat:
@@ -94,6 +92,12 @@ class SystemPrompt(Telling):
         if not shares:
             return request.prompt
         return said(self.text(bundle, shares), request.prompt, self.place)
+
+
+def heavy(shares: Mapping[str, float]) -> list[str]:
+    """Traits that are worth an instruction, heaviest first; what weighs little is left out."""
+    some = [name for name, share in shares.items() if share >= LITTLE / len(shares)]
+    return sorted(some, key=lambda name: -shares[name])
 
 
 def said(text: str, prompt: str | Chat, place: Place) -> str | Chat:
