@@ -63,6 +63,10 @@ class ConcurrentSteeringError(SteeringError):
     """A second thread used a model while another one was steering it."""
 
 
+class StoreError(SteerError):
+    """Stored people could not be read or written."""
+
+
 class BundleError(SteerError):
     """A bundle file cannot be used."""
 

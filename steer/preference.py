@@ -196,9 +196,10 @@ class Preference:
     def save(self, path: str | Path) -> None:
         """Write it as JSON: reward differences and how much each counts, and no text of theirs."""
         with atomic_path(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self._to_json(), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
 
-    def _to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """What a file or a database holds of it: numbers, and the names of poles."""
         return {
             "format": _FORMAT,
             "poles": dict(self.poles),
@@ -219,35 +220,41 @@ class Preference:
         """
         path = Path(path)
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            return _from_json(value)
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: not a readable preference: {error}") from error
 
+    @classmethod
+    def from_json(cls, value: object) -> Preference:
+        """What `to_json` gave. The posterior is the same, on particles drawn anew.
 
-def _from_json(value: object) -> Preference:
-    where = "preference"
-    fields = check_object(value, where)
-    expected = {"format", "poles", "differences", "exponents", "concentration", "slope"}
-    exact_keys(fields, expected | {"particles", "seed"}, where)
-    if fields["format"] != _FORMAT:
-        raise InputError(f"{where}: expected format {_FORMAT}, got {fields['format']!r:.80}")
-    poles = check_object(fields["poles"], f"{where}, 'poles'")
-    names = ("differences", "exponents", "concentration")
-    if not all(isinstance(fields[name], list) for name in names):
-        raise InputError(f"{where}: expected lists in {', '.join(names)}")
-    differences = [check_numbers(row, f"{where}, 'differences'") for row in fields["differences"]]
-    exponents = check_numbers(fields["exponents"], f"{where}, 'exponents'")
-    posterior = Posterior.prior(
-        check_numbers(fields["concentration"], f"{where}, 'concentration'"),
-        slope=check_number(fields["slope"], f"{where}, 'slope'"),
-        particles=check_whole(fields["particles"], f"{where}, 'particles'"),
-        seed=check_whole(fields["seed"], f"{where}, 'seed'"),
-    )
-    return Preference(
-        {name: check_text(pole, f"{where}, 'poles'") for name, pole in poles.items()},
-        posterior.after(differences, exponents),
-    )
+        Raises:
+            InputError: If it is something else.
+        """
+        where = "preference"
+        fields = check_object(value, where)
+        expected = {"format", "poles", "differences", "exponents", "concentration", "slope"}
+        exact_keys(fields, expected | {"particles", "seed"}, where)
+        if fields["format"] != _FORMAT:
+            raise InputError(f"{where}: expected format {_FORMAT}, got {fields['format']!r:.80}")
+        poles = check_object(fields["poles"], f"{where}, 'poles'")
+        names = ("differences", "exponents", "concentration")
+        if not all(isinstance(fields[name], list) for name in names):
+            raise InputError(f"{where}: expected lists in {', '.join(names)}")
+        differences = [
+            check_numbers(row, f"{where}, 'differences'") for row in fields["differences"]
+        ]
+        exponents = check_numbers(fields["exponents"], f"{where}, 'exponents'")
+        posterior = Posterior.prior(
+            check_numbers(fields["concentration"], f"{where}, 'concentration'"),
+            slope=check_number(fields["slope"], f"{where}, 'slope'"),
+            particles=check_whole(fields["particles"], f"{where}, 'particles'"),
+            seed=check_whole(fields["seed"], f"{where}, 'seed'"),
+        )
+        return cls(
+            {name: check_text(pole, f"{where}, 'poles'") for name, pole in poles.items()},
+            posterior.after(differences, exponents),
+        )
 
 
 def in_words(poles: Mapping[str, str], weights: Mapping[str, float]) -> str:

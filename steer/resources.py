@@ -28,6 +28,12 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "steer"
 
 
+def state_dir() -> Path:
+    """User folder of what must not be lost: `$XDG_DATA_HOME/steer`, else `~/.local/share/steer`."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "steer"
+
+
 def content_key(what: Any) -> str:
     """Sixteen digits that name a file by what its content hangs on.
 

@@ -13,6 +13,7 @@ from steer.cli import (
     onboard,
     personalize,
     route,
+    serve,
     traits,
 )
 from steer.cli.app import app, main
@@ -29,5 +30,6 @@ __all__ = [
     "onboard",
     "personalize",
     "route",
+    "serve",
     "traits",
 ]

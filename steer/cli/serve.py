@@ -1,0 +1,143 @@
+"""`steer serve`: an OpenAI-compatible server whose requests carry weights."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steer.cli.app import app
+from steer.cli.console import out
+from steer.cli.options import BundleFile, Force, Model, load_steerer
+from steer.errors import InputError, SteerError
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+
+
+@app.command(epilog="Example: [bold]steer serve --port 8000[/bold]")
+def serve(
+    model: Model = None,
+    bundle: BundleFile = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Database of people, such as postgresql+psycopg://... Default: SQLite, in "
+            "$XDG_DATA_HOME/steer.",
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of API keys: `tenant: key` in each line.")
+    ] = None,
+    no_keys: Annotated[
+        bool, typer.Option("--no-keys", help="Let everybody in who reaches the address.")
+    ] = False,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Pages that may ask from a browser, such as https://example.org."),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most answers written at once. Default: 16 on a CPU, else 256."),
+    ] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Most answers written or waiting.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 2048,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds an answer may take.")] = 300.0,
+    force: Force = False,
+) -> None:
+    """Serve the model to many people at once, each request with weights of its own.
+
+    POST /v1/chat/completions and /v1/completions take "weights", or "profile", or "user", and
+    "strength"; GET /docs tells of all.
+    """
+    try:
+        import uvicorn
+
+        from steer.serve.app import Access, create_app
+        from steer.serve.continuous import ContinuousEngine, Room
+        from steer.serve.service import Limits, Service
+        from steer.serve.store import Store
+        from steer.serve.tenants import Tenants
+    except ImportError as error:
+        raise SteerError(
+            f"{error}; install what serving needs: pip install 'steer-engine[serve]'"
+        ) from error
+
+    tenants = Tenants({}) if keys is None else Tenants.read(keys)
+    if tenants.open and not no_keys and not _is_loopback(host):
+        raise InputError(
+            f"anybody who reaches {host} could use the model and read stored people; give --keys "
+            "FILE, or --no-keys if that is meant"
+        )
+    limits = Limits(
+        in_flight=queue,
+        answer_tokens=max_tokens,
+        default_tokens=min(Limits.default_tokens, max_tokens),
+        seconds=timeout,
+    )
+    people = Store(_default_store() if store is None else store)
+    steerer = load_steerer(model, bundle, force=force)
+    engine = ContinuousEngine(steerer.language_model, Room(rows=rows))
+    application = create_app(
+        Service(steerer, engine, people, limits), Access(tenants, tuple(origin or ()))
+    )
+    _log_as_json()
+    out.print(f"serving {steerer.language_model.name} at http://{host}:{port}/v1")
+    uvicorn.run(
+        application,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=round(limits.shutdown_seconds),
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _default_store() -> str:
+    from steer.resources import state_dir
+
+    folder = state_dir()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return f"sqlite:///{folder / 'people.sqlite'}"
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line: time, level, event, and what the record adds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        added = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{at}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **added,
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _log_as_json() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json())
+    for name in ("steer", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(logging.INFO)

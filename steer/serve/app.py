@@ -1,0 +1,71 @@
+"""The application: routes, errors, and what stands around them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.concurrency import run_in_threadpool
+
+from steer.serve.around import Bounded, Recorded
+from steer.serve.problems import HANDLERS
+from steer.serve.routes import router
+from steer.serve.service import Service
+from steer.serve.tenants import Tenants
+from steer.versions import __version__
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    Attributes:
+        tenants: By API key.
+        origins: Of pages that may ask from a browser; none unless they are named.
+    """
+
+    tenants: Tenants = field(default_factory=lambda: Tenants({}))
+    origins: tuple[str, ...] = ()
+
+
+def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa: B008  (frozen)
+    """The application of one served model.
+
+    Args:
+        service: What answers; its engine is started and stopped with the application.
+        access: Who may ask.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(service.engine.start)
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.engine.stop, service.limits.shutdown_seconds)
+            service.store.close()
+
+    app = FastAPI(
+        title="steer",
+        version=__version__,
+        description="One frozen model for many people: OpenAI's completions with `weights`.",
+        lifespan=lifespan,
+    )
+    app.state.service, app.state.access, app.state.began = service, access, int(time.time())
+    app.include_router(router)
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    app.add_middleware(Bounded, most=service.limits.body_bytes)
+    app.add_middleware(Recorded, service=service)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(access.origins),
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    return app

@@ -1,0 +1,106 @@
+"""How each request's next token is chosen, in an engine that knows one way for all.
+
+transformers' continuous batching takes the likeliest token of every row, and its own processors
+leave out penalties. Here each request's row is processed by transformers' processors as its
+`Decoding` says, and where it samples, Gumbel noise from a generator of its own is added: the
+likeliest of log p + noise is a sample of p (Gumbel, 1954; Maddison et al., arXiv 1411.0030). So
+what a request samples depends on its seed, and not on who else is being answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from steer.generation import Decoding
+
+
+class Choice:
+    """Chooses the tokens of one answer."""
+
+    def __init__(
+        self,
+        decoding: Decoding,
+        prompt: Sequence[int],
+        ends: Sequence[int],
+        defaults: GenerationConfig,
+        seed: int | None,
+    ) -> None:
+        """Set up for one request.
+
+        Args:
+            decoding: How.
+            prompt: Token ids.
+            ends: Token ids that end an answer.
+            defaults: The model's own, for what the decoding leaves open.
+            seed: Of sampling; None for a new one.
+        """
+        self._prompt = list(prompt)
+        self._steps = LogitsProcessorList()
+        if decoding.no_repeat_ngram_size:
+            self._steps.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
+        if decoding.min_new_tokens:
+            self._steps.append(
+                MinNewTokensLengthLogitsProcessor(len(prompt), decoding.min_new_tokens, list(ends))
+            )
+        if decoding.repetition_penalty != 1.0:
+            self._steps.append(
+                RepetitionPenaltyLogitsProcessor(
+                    decoding.repetition_penalty, prompt_ignore_length=len(prompt)
+                )
+            )
+        self._generator: torch.Generator | None = None
+        if decoding.do_sample:
+            self._add_sampling(decoding, defaults)
+            self._generator = torch.Generator()
+            if seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(seed)
+
+    def _add_sampling(self, decoding: Decoding, defaults: GenerationConfig) -> None:
+        def setting(name: str) -> float | None:
+            own: float | None = getattr(decoding, name)
+            given: float | None = getattr(defaults, name, None)
+            return given if own is None else own
+
+        if (temperature := setting("temperature")) not in (None, 1.0):
+            self._steps.append(TemperatureLogitsWarper(temperature))
+        if top_k := setting("top_k"):
+            self._steps.append(TopKLogitsWarper(int(top_k)))
+        if (top_p := setting("top_p")) is not None and top_p < 1:
+            self._steps.append(TopPLogitsWarper(top_p))
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is taken as it is."""
+        return not self._steps and self._generator is None
+
+    def __call__(self, answer: Sequence[int], logits: Tensor) -> Tensor:
+        """Scores (vocabulary,) of which the largest is chosen.
+
+        Args:
+            answer: Token ids so far.
+            logits: Of the next token (vocabulary,), fp32.
+        """
+        scores = logits.unsqueeze(0)
+        if self._steps:
+            ids = torch.tensor([[*self._prompt, *answer]], device=logits.device)
+            scores = self._steps(ids, scores)
+        if self._generator is not None:
+            uniform = torch.rand(scores.shape, generator=self._generator, dtype=torch.float64)
+            noise = -torch.log(-torch.log(uniform.clamp_min(1e-300)))
+            scores = scores + noise.to(scores)
+        return scores[0]

@@ -1,0 +1,408 @@
+"""From a request to its answer: which edit serves it, and the pieces of text as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steer.baselines.rewarding import rewards_of
+from steer.chat import render
+from steer.edits import ZERO, Edit
+from steer.errors import InputError, SteeringError
+from steer.generation import Decoding, prompt_tokens
+from steer.preference import Preference
+from steer.rewards import Reward, score
+from steer.serve.answer_text import AnswerText
+from steer.serve.engine import Deliver, Engine, Job, Progress
+from steer.serve.metrics import Metrics
+from steer.serve.store import Person, Store
+from steer.serve.wire import ChatCompletion, Completion, Feedback, Steered
+from steer.steerer import Steerer
+
+Float64 = NDArray[np.float64]
+Reason = Literal["stop", "length"]
+
+SAID = 32.0
+"""How sure weights are that somebody asked for themselves: some thirty choices would move them."""
+
+
+class NotFoundError(SteeringError):
+    """What a request names is not there."""
+
+
+class BusyError(SteeringError):
+    """More requests are in flight than are taken on.
+
+    Attributes:
+        retry_after: Seconds after which there may be room.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the server is busy; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class LateError(SteeringError):
+    """An answer took longer than answers may."""
+
+
+class FailedError(SteeringError):
+    """The engine gave an answer up."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes on.
+
+    Attributes:
+        in_flight: Answers that are being written or wait for it.
+        answer_tokens: Of one answer.
+        default_tokens: Of an answer where nothing is said.
+        body_bytes: Of a request.
+        seconds: That an answer may take.
+        shutdown_seconds: That answers in flight have when the server ends.
+    """
+
+    in_flight: int = 256
+    answer_tokens: int = 2048
+    default_tokens: int = 384
+    body_bytes: int = 1_000_000
+    seconds: float = 300.0
+    shutdown_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value < float("inf"):
+                raise InputError(f"{name}: expected a number above 0, got {value}")
+        if self.default_tokens > self.answer_tokens:
+            raise InputError(
+                f"default_tokens: expected at most answer_tokens {self.answer_tokens}, got "
+                f"{self.default_tokens}"
+            )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer.
+
+    Attributes:
+        choice: Which answer of the request it belongs to.
+        text: What was added.
+        tokens: Of the answer so far.
+        reason: Why it is over; None if it is not.
+    """
+
+    choice: int
+    text: str
+    tokens: int
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A request as the engine takes it.
+
+    Attributes:
+        jobs: One for each answer.
+        stops: Strings at which they stop.
+        served: What serves it, for people.
+        strip: Leave out white space around an answer; a text that is continued needs it.
+    """
+
+    jobs: tuple[Job, ...]
+    stops: tuple[str, ...]
+    served: str
+    strip: bool
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all different prompts."""
+        return sum(map(len, {job.prompt for job in self.jobs}))
+
+
+class Service:
+    """A steerer, an engine and stored people."""
+
+    def __init__(self, steerer: Steerer, engine: Engine, store: Store, limits: Limits) -> None:
+        """Put them together."""
+        self.steerer = steerer
+        self.engine = engine
+        self.store = store
+        self.limits = limits
+        self.metrics = Metrics(lambda: self.in_flight, lambda: engine.edits_in_use)
+        self.in_flight = 0
+        self._usual: Float64 | None = None
+        self._scoring = threading.Lock()
+        self.usual_seconds = 1.0  # of the last answers
+
+    @property
+    def model(self) -> str:
+        """The name under which the model is served."""
+        return self.steerer.language_model.name
+
+    # --- What is asked ----------------------------------------------------------------------------
+
+    def chat(self, body: ChatCompletion, person: Person | None = None) -> Asked:
+        """What a chat asks for.
+
+        Args:
+            body: The request.
+            person: The stored one that it names.
+
+        Raises:
+            SteerError: If it cannot be answered.
+        """
+        language_model = self.steerer.language_model
+        text = render(language_model.tokenizer, [message.plain() for message in body.messages])
+        return self._asked(body, [tuple(prompt_tokens(language_model, text))], body.limit, person)
+
+    def completion(self, body: Completion, person: Person | None = None) -> Asked:
+        """What a completion asks for.
+
+        Args:
+            body: The request.
+            person: The stored one that it names.
+
+        Raises:
+            SteerError: If it cannot be answered.
+        """
+        tokenizer = self.steerer.language_model.tokenizer
+        if any(not text for text in body.prompts):
+            raise InputError("the prompt is empty; expected text")
+        prompts = [tuple(tokenizer(text)["input_ids"]) for text in body.prompts]
+        return self._asked(body, prompts, body.limit, person)
+
+    def _asked(
+        self,
+        body: Steered,
+        prompts: Sequence[tuple[int, ...]],
+        limit: int | None,
+        person: Person | None,
+    ) -> Asked:
+        edit, served = self._edit(body, person)
+        decoding = self._decoding(body, limit, max(map(len, prompts)))
+        jobs = []
+        for prompt in prompts:
+            for number in range(body.n):
+                seed = None if body.seed is None else (body.seed + number) % 2**63
+                jobs.append(Job(prompt, edit, decoding, seed, self.steerer.bundle.scope))
+        return Asked(tuple(jobs), body.stops, served, isinstance(body, ChatCompletion))
+
+    def person(self, tenant: str, name: str) -> Person:
+        """A stored person.
+
+        Raises:
+            NotFoundError: If there is none of that name.
+        """
+        person = self.store.get(tenant, name)
+        if person is None:
+            raise NotFoundError(f"no stored user {name!r}; store one with PUT /v1/users/{name}")
+        return person
+
+    def _edit(self, body: Steered, person: Person | None) -> tuple[Edit, str]:
+        weights: Mapping[str, float] | None = body.weights
+        if person is not None:
+            if person.profile is not None:
+                edit = self.steerer.resolve(None, body.strength, profile=person.profile)
+                return edit, f"the profile of {body.user}"
+            weights = person.weights
+        if body.profile is not None:
+            edit = self.steerer.resolve(None, body.strength, profile=body.profile)
+            return edit, f"profile {body.profile}"
+        edit = self.steerer.resolve(weights, body.strength, compose=body.compose)
+        if weights is None or edit is ZERO:
+            return edit, "unsteered"
+        portfolio = self.steerer.bundle.portfolio
+        if portfolio is None or body.compose or not portfolio.serves(weights):
+            return edit, "composed"
+        number = portfolio.entry(weights).number
+        return edit, "the trait's own edit" if number is None else f"entry {number}"
+
+    def _decoding(self, body: Steered, limit: int | None, prompt: int) -> Decoding:
+        most = min(self.limits.answer_tokens, self.engine.longest - prompt)
+        if most < 1:
+            raise InputError(
+                f"the prompt has {prompt} tokens; with an answer there may be {self.engine.longest}"
+            )
+        if limit is None:
+            limit = min(self.limits.default_tokens, most)
+        elif limit > most:
+            raise InputError(f"max_tokens: expected at most {most} for this prompt, got {limit}")
+        sampled = body.temperature is None and (body.top_p is not None or body.top_k is not None)
+        do_sample = bool(body.temperature) or sampled
+        if not do_sample and (body.top_p is not None or body.top_k is not None):
+            raise InputError("top_p and top_k have no effect at temperature 0")
+        decoding = Decoding(
+            max_new_tokens=limit,
+            min_new_tokens=body.min_tokens,
+            do_sample=do_sample,
+            temperature=(body.temperature or 1.0) if do_sample else None,
+            top_p=body.top_p,
+            top_k=body.top_k,
+        )
+        if body.repetition_penalty is not None:
+            decoding = replace(decoding, repetition_penalty=body.repetition_penalty)
+        if body.no_repeat_ngram_size is not None:
+            decoding = replace(decoding, no_repeat_ngram_size=body.no_repeat_ngram_size)
+        return decoding
+
+    # --- What is answered -------------------------------------------------------------------------
+
+    def begin(self, asked: Asked) -> Answering:
+        """Take a request on; whoever calls it closes what it gives.
+
+        Raises:
+            BusyError: If there is no room for it.
+            FailedError: If the engine does not run.
+        """
+        if not self.engine.healthy:
+            raise FailedError("the engine does not run")
+        if self.in_flight + len(asked.jobs) > self.limits.in_flight:
+            raise BusyError(max(1, round(self.usual_seconds)))
+        return Answering(self, asked)
+
+    # --- Who is known -----------------------------------------------------------------------------
+
+    def starting(self, weights: Mapping[str, float] | None) -> Person:
+        """Somebody of whom no more is known than what they say they want.
+
+        Raises:
+            WeightsError: If the weights are not usable.
+        """
+        known = Preference.of(self.steerer.bundle, weights, worth=SAID)
+        return Person(preference=known, said=weights)
+
+    def learn(self, tenant: str, name: str, said: Feedback) -> Person:
+        """Somebody after they said something of answers; begun if they are not known.
+
+        Raises:
+            InputError: If their answers cannot be rewarded, or they are served by a profile.
+        """
+        start = Preference.of(self.steerer.bundle)
+        rewards = rewards_of(dict.fromkeys(start.traits, 1.0), {})
+        texts = [text for text in (said.better, said.worse, said.answer) if text is not None]
+        with self._scoring:  # tokenizers are not to be used by two threads
+            values = score(rewards, [said.prompt] * len(texts), texts)[0]
+            usual = self._usual_rewards(rewards) if said.thumb is not None else None
+
+        def change(person: Person | None) -> Person:
+            if person is not None and person.preference is None:
+                raise InputError(f"{name!r} is served by a profile, which feedback does not change")
+            known = start if person is None or person.preference is None else person.preference
+            if known.traits != start.traits:
+                raise InputError(f"{name!r} was stored with another bundle; store them anew")
+            if usual is not None:
+                known = known.thumb(values[0], usual, up=said.thumb == "up")
+            elif said.corrected:
+                known = known.corrected(values[1], values[0])
+            else:
+                known = known.choose(values[0], values[1])
+            return Person(preference=known, said=None if person is None else person.said)
+
+        return self.store.change(tenant, name, change)
+
+    def _usual_rewards(self, rewards: Sequence[Reward]) -> Float64:
+        """What the portfolio's kept answers earn in the mean, against which thumbs are held."""
+        portfolio = self.steerer.bundle.portfolio
+        if portfolio is None or not portfolio.answered:
+            raise InputError(
+                "thumbs need a bundle with a portfolio's answers; send better and worse"
+            )
+        if self._usual is None:
+            pairs = [(one.prompt, text) for one in portfolio.answered for text in one.answers]
+            prompts, answers = zip(*pairs, strict=True)
+            self._usual = score(rewards, prompts, answers)[0].mean(0)
+        return self._usual
+
+
+class Answering:
+    """The answers to one request, while they are written."""
+
+    def __init__(self, service: Service, asked: Asked) -> None:
+        """Give them to the engine."""
+        self._service = service
+        self._asked = asked
+        self._began = time.monotonic()
+        self._events: asyncio.Queue[tuple[int, Progress]] = asyncio.Queue()
+        self._names = [uuid.uuid4().hex for _ in asked.jobs]
+        self._open = True
+        service.in_flight += len(asked.jobs)
+        service.metrics.prompt_tokens.inc(asked.prompt_tokens)
+        try:
+            for number, (name, job) in enumerate(zip(self._names, asked.jobs, strict=True)):
+                service.engine.submit(name, job, self._listener(number))
+        except BaseException:
+            self.close()
+            raise
+
+    def _listener(self, number: int) -> Deliver:
+        def tell(progress: Progress) -> None:
+            self._events.put_nowait((number, progress))
+
+        return tell
+
+    def close(self) -> None:
+        """Give up what is unfinished. A second call does nothing."""
+        if self._open:
+            self._open = False
+            for name in self._names:
+                self._service.engine.cancel(name)
+            self._service.in_flight -= len(self._names)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The pieces of all answers, as they come.
+
+        Raises:
+            LateError: If it takes too long.
+            FailedError: If the engine gives an answer up.
+        """
+        service = self._service
+        tokenizer = service.steerer.language_model.tokenizer
+        texts = [
+            AnswerText(tokenizer, self._asked.stops, strip=self._asked.strip) for _ in self._names
+        ]
+        written = [0] * len(self._names)
+        going = set(range(len(self._names)))
+        while going:
+            number, told = await self._next()
+            if number not in going:
+                continue  # it was stopped at a string, and had gone on meanwhile
+            if told.error is not None:
+                raise FailedError(f"the engine gave the answer up: {told.error}")
+            if not any(written):
+                service.metrics.first_token.observe(time.monotonic() - self._began)
+            service.metrics.answer_tokens.inc(len(told.tokens) - written[number])
+            written[number] = len(told.tokens)
+            text = texts[number].feed(told.tokens)
+            reason: Reason | None = None
+            if texts[number].stopped:
+                reason = "stop"
+                service.engine.cancel(self._names[number])
+            elif told.done:
+                text += texts[number].end()
+                reason = "stop" if told.ended else "length"
+            if reason is not None:
+                going.discard(number)
+            if text or reason:
+                yield Piece(number, text, written[number], reason)
+        took = time.monotonic() - self._began
+        service.usual_seconds += 0.2 * (took - service.usual_seconds)
+
+    async def _next(self) -> tuple[int, Progress]:
+        most = self._service.limits.seconds
+        try:
+            return await asyncio.wait_for(
+                self._events.get(), most - (time.monotonic() - self._began)
+            )
+        except asyncio.TimeoutError:
+            raise LateError(
+                f"the answer took longer than {most:g} s; ask for a shorter one"
+            ) from None

@@ -1,0 +1,269 @@
+"""People who are served by name: what is known of them, in a database.
+
+SQLite where nothing else is asked for, PostgreSQL by its URL. A person belongs to a tenant, and is
+read, changed and deleted only by that tenant. Of a person there is a preference (weights, and how
+sure they are) or a profile (an edit), numbers both, and no text unless a profile was made with
+`keep_evidence=True`. Deleting takes the row; SQLite also overwrites where it stood.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Engine,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from steer.errors import InputError, SteerError, StoreError
+from steer.fields import check_mapping, check_number, check_text
+from steer.preference import Preference
+from steer.profile import Profile
+from steer.profile_file import from_bytes, to_bytes
+
+LONGEST_NAME = 128
+_TRIES = 20
+
+_METADATA = MetaData()
+_PEOPLE = Table(
+    "steer_people",
+    _METADATA,
+    Column("tenant", String(LONGEST_NAME), primary_key=True),
+    Column("name", String(LONGEST_NAME), primary_key=True),
+    Column("preference", Text),
+    Column("said", Text),
+    Column("profile", LargeBinary),
+    Column("version", Integer, nullable=False),
+    Column("created", DateTime(timezone=True), nullable=False),
+    Column("updated", DateTime(timezone=True), nullable=False),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """What is known of somebody: a preference or a profile.
+
+    Attributes:
+        preference: Weights, and how sure they are.
+        profile: An edit of their own.
+        said: The weights that they asked for themselves, if they did.
+    """
+
+    preference: Preference | None = None
+    profile: Profile | None = None
+    said: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.preference is None) == (self.profile is None):
+            raise InputError("a person: expected a preference or a profile")
+
+    @property
+    def weights(self) -> Mapping[str, float] | None:
+        """What they are served by: just what they said until they chose, then what both tell.
+
+        None for somebody with a profile.
+        """
+        if self.preference is None:
+            return None
+        chose = len(self.preference.posterior.differences) > 0
+        return self.preference.weights if chose or self.said is None else self.said
+
+
+class Store:
+    """The people of all tenants; safe to use from several threads and processes."""
+
+    def __init__(self, url: str) -> None:
+        """Open a database, and make its table if there is none.
+
+        Args:
+            url: As SQLAlchemy has it: `sqlite:///people.sqlite`, `postgresql+psycopg://...`;
+                `sqlite://` is kept in memory and lost with it.
+
+        Raises:
+            InputError: If it is no such URL.
+            StoreError: If the database cannot be opened.
+        """
+        try:
+            self._engine = _engine(url)
+            _METADATA.create_all(self._engine)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise InputError(
+                f"store: expected a database URL such as sqlite:///people.sqlite: {error}"
+            ) from error
+        except SQLAlchemyError as error:
+            raise StoreError(f"the database could not be opened: {_plain(error)}") from error
+
+    def get(self, tenant: str, name: str) -> Person | None:
+        """Somebody, or None if there is no such person of this tenant.
+
+        Raises:
+            InputError: If the name is not usable.
+            StoreError: If the database fails, or holds something else.
+        """
+        found = self._row(tenant, check_person(name))
+        return None if found is None else found[0]
+
+    def put(self, tenant: str, name: str, person: Person) -> None:
+        """Keep somebody; what was known of them is replaced.
+
+        Raises:
+            InputError: If the name is not usable.
+            StoreError: If the database fails.
+        """
+        self.change(tenant, name, lambda _: person)
+
+    def change(self, tenant: str, name: str, change: Callable[[Person | None], Person]) -> Person:
+        """Read, change and write, so that no change of somebody else's is lost.
+
+        Args:
+            tenant: Whose person.
+            name: Which.
+            change: Given what is known, or None, tells what is to be known; called again if
+                another change came between. What it raises is passed on, and nothing changes.
+
+        Raises:
+            InputError: If the name is not usable.
+            StoreError: If the database fails.
+        """
+        check_person(name)
+        for _ in range(_TRIES):
+            found = self._row(tenant, name)
+            person = change(None if found is None else found[0])
+            if self._write(tenant, name, person, None if found is None else found[1]):
+                return person
+        raise StoreError(f"{name!r} was changed by others all the while; try again")
+
+    def delete(self, tenant: str, name: str) -> bool:
+        """Erase somebody; False if there is no such person.
+
+        Raises:
+            InputError: If the name is not usable.
+            StoreError: If the database fails.
+        """
+        statement = delete(_PEOPLE).where(*_key(tenant, check_person(name)))
+        return bool(self._run(statement).rowcount)
+
+    def count(self, tenant: str) -> int:
+        """How many people a tenant has."""
+        statement = select(func.count()).where(_PEOPLE.c.tenant == tenant)
+        return int(self._run(statement).scalar_one())
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def _row(self, tenant: str, name: str) -> tuple[Person, int] | None:
+        columns = (_PEOPLE.c.preference, _PEOPLE.c.profile, _PEOPLE.c.said, _PEOPLE.c.version)
+        found = self._run(select(*columns).where(*_key(tenant, name))).one_or_none()
+        if found is None:
+            return None
+        preference, profile, said, version = found
+        try:
+            person = Person(
+                None if preference is None else Preference.from_json(json.loads(preference)),
+                None if profile is None else from_bytes(profile),
+                None
+                if said is None
+                else check_mapping(json.loads(said), check_text, check_number, "said"),
+            )
+        except (ValueError, SteerError) as error:
+            raise StoreError(f"what is stored of {name!r} is damaged: {error}") from error
+        return person, int(version)
+
+    def _write(self, tenant: str, name: str, person: Person, seen: int | None) -> bool:
+        """Whether it was written: not if the row is another than was seen."""
+        now = datetime.now(timezone.utc)
+        values: dict[str, Any] = {
+            "preference": None
+            if person.preference is None
+            else json.dumps(person.preference.to_json()),
+            "profile": None if person.profile is None else to_bytes(person.profile),
+            "said": None if person.said is None else json.dumps(dict(person.said)),
+            "updated": now,
+        }
+        if seen is None:
+            statement: Any = insert(_PEOPLE).values(
+                tenant=tenant, name=name, version=0, created=now, **values
+            )
+        else:
+            statement = (
+                update(_PEOPLE)
+                .where(*_key(tenant, name), _PEOPLE.c.version == seen)
+                .values(version=seen + 1, **values)
+            )
+        try:
+            return bool(self._run(statement).rowcount)
+        except IntegrityError:
+            return False  # another insert came first
+
+    def _run(self, statement: Any) -> Any:
+        try:
+            with self._engine.begin() as connection:
+                result = connection.execute(statement)
+                return result.freeze()() if result.returns_rows else result
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            raise StoreError(f"the database failed: {_plain(error)}") from error
+
+
+def check_person(name: str) -> str:
+    """Refuse a name under which nobody can be stored.
+
+    Raises:
+        InputError: If it is blank, too long, or not printable.
+    """
+    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        raise InputError(
+            f"user: expected a printable name of at most {LONGEST_NAME} characters, got "
+            f"{name!r:.80}"
+        )
+    return name
+
+
+def _key(tenant: str, name: str) -> tuple[Any, Any]:
+    return _PEOPLE.c.tenant == tenant, _PEOPLE.c.name == name
+
+
+def _engine(url: str) -> Engine:
+    in_memory = url in ("sqlite://", "sqlite:///:memory:")
+    # One connection for all threads: every other one would see an empty database.
+    options: dict[str, Any] = (
+        {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}} if in_memory else {}
+    )
+    engine = create_engine(url, **options)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _set(connection: Any, record: Any) -> None:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA secure_delete = ON")
+            cursor.execute("PRAGMA busy_timeout = 5000")
+            cursor.close()
+
+    return engine
+
+
+def _plain(error: SQLAlchemyError) -> str:
+    """What the driver says, without the statement and its values, which are a person's."""
+    return str(getattr(error, "orig", None) or type(error).__name__)
