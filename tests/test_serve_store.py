@@ -40,7 +40,7 @@ def a_profile(*, evidence: bool = False) -> Profile:
         contrast="style",
         method="imitation",
         statistics={"items": 4},
-        insights=Insights("short", "long", "model", "template") if evidence else None,
+        insights=Insights("short", "long", "model", "measures") if evidence else None,
         evidence=(HistoryItem("We met in SECRETVILLE."),) if evidence else (),
         centre=np.arange(5, dtype=np.float32),
     )

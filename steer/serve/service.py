@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from steer.baselines.rewarding import rewards_of
 from steer.chat import render
-from steer.edits import ZERO, Edit
+from steer.edits import Edit
 from steer.errors import InputError, SteeringError
 from steer.generation import Decoding, prompt_tokens
 from steer.preference import Preference
@@ -218,7 +218,7 @@ class Service:
             edit = self.steerer.resolve(None, body.strength, profile=body.profile)
             return edit, f"profile {body.profile}"
         edit = self.steerer.resolve(weights, body.strength, compose=body.compose)
-        if weights is None or edit is ZERO:
+        if weights is None or edit.is_zero():
             return edit, "unsteered"
         portfolio = self.steerer.bundle.portfolio
         if portfolio is None or body.compose or not portfolio.serves(weights):
