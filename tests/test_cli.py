@@ -982,3 +982,14 @@ def test_inspect_shows_and_draws_the_portfolio(steer, folder: Path, routed: Path
     fails(steer("inspect", plain, "--portfolio-picture", str(picture)), 2, "nothing to draw")
     wrong = str(routed.with_suffix(".txt"))
     fails(steer("inspect", str(routed), "--portfolio-picture", wrong), 2, ".png")
+
+
+# --- serve ---------------------------------------------------------------------------------------
+
+
+def test_a_server_that_anybody_could_reach_wants_keys(steer, tmp_path) -> None:
+    fails(steer("serve", "--host", "0.0.0.0"), 2, "0.0.0.0", "--keys FILE")
+    fails(steer("serve", "--host", "example.org"), 2, "--no-keys")
+    fails(steer("serve", "--keys", str(tmp_path / "none")), 2, "not a readable file of keys")
+    fails(steer("serve", "--store", "nosuch"), 2, "database URL")
+    fails(steer("serve", "--rows", "0"), 2, "--rows")

@@ -338,9 +338,10 @@ def test_a_client_that_leaves_frees_its_row(stream):
     handle.remove()
 
 
-def test_what_is_in_flight_is_answered_before_the_end():
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_in_flight_is_answered_before_the_end(stream):
     app = an_app()
-    body = {**ASK, "max_tokens": 60}
+    body = {**ASK, "max_tokens": 60, "stream": stream}
     answers: list[httpx.Response] = []
     with a_server(app) as url:
         thread = threading.Thread(
@@ -353,7 +354,10 @@ def test_what_is_in_flight_is_answered_before_the_end():
             time.sleep(0.005)
     thread.join()
     assert answers[0].status_code == 200
-    assert answers[0].json()["usage"]["completion_tokens"] == 60
+    if stream:
+        assert "[DONE]" in answers[0].text and '"finish_reason": "length"' in answers[0].text
+    else:
+        assert answers[0].json()["usage"]["completion_tokens"] == 60
 
 
 def test_the_openai_client(tmp_path):

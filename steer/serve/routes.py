@@ -186,8 +186,11 @@ def _told(user: str, person: Person) -> dict[str, Any]:
 class _Stream(EventSourceResponse):
     """Server-sent events of answers, which are given up when the client has gone."""
 
-    def __init__(self, answering: Answering, events: AsyncIterator[dict[str, str]]) -> None:
-        super().__init__(events, sep="\n", headers={"X-Accel-Buffering": "no"})
+    def __init__(
+        self, answering: Answering, events: AsyncIterator[dict[str, str]], grace: float
+    ) -> None:
+        # A little less than the server waits for.
+        super().__init__(events, sep="\n", shutdown_grace_period=0.9 * grace)
         self._answering = answering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -209,7 +212,8 @@ async def _respond(
     answering = service.begin(asked)
     if body.stream:
         told = body.stream_options is not None and body.stream_options.include_usage
-        return _Stream(answering, _events(answering, asked, shape, told))
+        events = _events(answering, asked, shape, told)
+        return _Stream(answering, events, service.limits.shutdown_seconds)
     whole = asyncio.ensure_future(_whole(answering, asked, shape))
     leaving = asyncio.ensure_future(_left(request))
     try:
