@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
+import httpx
 import pytest
+import transformers
+
+from tests.test_serve_real import serving
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -22,7 +27,27 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(examples) >= 4
     namespace: dict[str, object] = {}
     for example in examples:
-        exec(compile(example, "README.md", "exec"), namespace)
+        if "127.0.0.1" not in example:
+            exec(compile(example, "README.md", "exec"), namespace)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="needs transformers 5")
+def test_examples_of_the_server_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(folder=tmp_path) as (url, _):
+        asked = [one for one in blocks("python") if "127.0.0.1:8000" in one]
+        (curl,) = [one for one in blocks("sh") if one.startswith("curl")]
+        assert len(asked) == 1
+        example = asked[0].replace("http://127.0.0.1:8000", url)
+        exec(compile(example, "README.md", "exec"), {})
+        assert len(capsys.readouterr().out.split()) > 5
+        command = shlex.split(curl.replace("http://127.0.0.1:8000", url))
+        address, body = command[2], command[-1]
+        assert command[:2] == ["curl", "-s"] and command[-2] == "-d"
+        found = httpx.post(
+            address, content=body, headers={"Content-Type": "application/json"}, timeout=60
+        )
+        assert len(found.json()["choices"][0]["message"]["content"].split()) > 3
 
 
 def test_cli_examples_name_commands_that_exist() -> None:
