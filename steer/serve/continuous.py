@@ -54,6 +54,23 @@ class Room:
                 check_count(name, value)
 
 
+def continuous_config(language_model: LanguageModel, room: Room) -> ContinuousBatchingConfig:
+    """Transformers' settings for a model and the room that there is."""
+    on_cpu = language_model.device.type == "cpu"
+    tokens = room.cache_tokens or (32768 if on_cpu else None)
+    rows = room.rows or (16 if on_cpu else 256)
+    return ContinuousBatchingConfig(
+        page_size=room.page,
+        num_blocks=None if tokens is None else -(-tokens // room.page),
+        max_batch_tokens=max(room.step_tokens, rows),
+        max_requests_per_batch=rows,
+        allow_block_sharing=False,
+        # Hooks run Python between forward passes.
+        use_async_batching=False,
+        use_cuda_graph=False,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Serving:
     """A request in flight."""
@@ -84,20 +101,7 @@ class ContinuousEngine:
         self._slots = Slots(language_model)
         self._hooks: PackedHooks | None = None
         self._handles: list[Any] = []
-        on_cpu = language_model.device.type == "cpu"
-        cache_tokens = room.cache_tokens or (32768 if on_cpu else None)
-        self._cache_tokens = cache_tokens
-        rows = room.rows or (16 if on_cpu else 256)
-        self._config = ContinuousBatchingConfig(
-            page_size=room.page,
-            num_blocks=None if cache_tokens is None else -(-cache_tokens // room.page),
-            max_batch_tokens=max(room.step_tokens, rows),
-            max_requests_per_batch=rows,
-            allow_block_sharing=False,
-            # Hooks run Python between forward passes.
-            use_async_batching=False,
-            use_cuda_graph=False,
-        )
+        self._config = continuous_config(language_model, room)
         self._manager: Any = None
 
     @property
@@ -109,8 +113,15 @@ class ContinuousEngine:
     def longest(self) -> int:
         """Most tokens of a prompt and its answer."""
         positions = getattr(self._language_model.model.config, "max_position_embeddings", None)
-        sizes = [size for size in (positions, self._cache_tokens) if size is not None]
+        blocks = self._config.num_blocks
+        held = None if blocks is None else blocks * self._config.page_size
+        sizes = [size for size in (positions, held) if size is not None]
         return min(sizes) if sizes else 2**31
+
+    @property
+    def rows(self) -> int:
+        """Most requests that are answered at once."""
+        return int(self._config.max_requests_per_batch)
 
     @property
     def healthy(self) -> bool:
@@ -226,9 +237,11 @@ class ContinuousEngine:
             self._hooks.begin(None)
             return
         positions = kwargs["position_ids"][0]  # (N,)
-        of_token = torch.from_numpy(np.repeat(np.array([slots, begins]), lengths, axis=1))
-        slot, begin = of_token.to(positions.device)
-        self._hooks.begin(Step(slot, positions >= begin, self._slots.tables))
+        begin = torch.from_numpy(np.repeat(begins, lengths)).to(positions.device)
+        of_token = tuple(np.repeat(slots, lengths).tolist())
+        self._hooks.begin(
+            Step(of_token, positions >= begin, self._slots.tables, self._slots.version)
+        )
 
     def _after_forward(
         self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any

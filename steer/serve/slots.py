@@ -25,6 +25,7 @@ class Slots:
     Attributes:
         tables: By layer, what `steer.kernel` reads. Where they grow they are replaced, so that a
             forward pass that is under way keeps those it began with.
+        version: Counts the changes of their content.
     """
 
     def __init__(self, language_model: LanguageModel) -> None:
@@ -39,6 +40,7 @@ class Slots:
         self._free: list[int] = []
         self._capacity = 1
         self.tables: dict[int, Tables] = {}
+        self.version = 0
 
     @property
     def in_use(self) -> int:
@@ -96,6 +98,7 @@ class Slots:
 
     def _write(self, slot: int, edit: Edit) -> None:
         """In place: no row that is being computed reads a free slot."""
+        self.version += 1
         wider = {}
         for index, layer in edit.layers.items():
             old = self.tables.get(index)
