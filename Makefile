@@ -20,7 +20,7 @@ test test-fast test-compat test-arena: export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat venv-arena venv-chameleon test test-fast test-compat test-arena demo bench bundle clean
+.PHONY: help venv venv-compat venv-arena venv-chameleon venv-serving test test-fast test-compat test-arena demo bench bundle clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ venv-arena: venv ## Add to .venv what experiments/arena needs: 416 MB
 
 venv-chameleon: venv ## Add to .venv what experiments/chameleon compares profiles with
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,chameleon]'
+
+venv-serving: venv ## Add to .venv what experiments/serving loads a server with
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,serving]'
 
 test: venv ## Lint, formatting, types and every test
 	$(BIN)/ruff check .
