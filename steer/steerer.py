@@ -16,17 +16,17 @@ from steer.baselines import Method, Request, Serving, named
 from steer.bundle import Bundle
 from steer.chat import Chat, is_chat, render
 from steer.edits import ZERO, Edit
-from steer.edits import compose as mix
 from steer.errors import InputError
 from steer.generation import Decoding, DecodingOptions, Generated, generate_batch
 from steer.history import History
 from steer.hooks import attach
+from steer.mixture import mixture
 from steer.models import LanguageModel, load_model
 from steer.personalizer import Personalization, Personalizer
 from steer.portfolio import Entry
 from steer.profile import Profile
 from steer.resources import data_dir
-from steer.weights import check_strength, doses, normalise_weights
+from steer.weights import check_strength, normalise_weights
 
 Weights: TypeAlias = Mapping[str, float]
 Person: TypeAlias = Profile | str
@@ -94,17 +94,7 @@ class Steerer:
             return self._profile_edit(profile, strength)
         if weights is None:
             return ZERO
-        shares = normalise_weights(weights, self.bundle.traits)
-        portfolio = None if compose else self.bundle.portfolio
-        served = None if portfolio is None else portfolio.served(shares)
-        if served is None:
-            edits = [self.bundle.traits[name].edit for name in shares]
-            interference = self.bundle.interference
-            parts = doses(shares) if interference is None else interference.doses(shares)
-            edit = mix(edits, [strength * parts[name] for name in shares])
-        else:
-            edit = strength * served
-        return self.bundle.behind_gate(edit)
+        return self.bundle.behind_gate(mixture(self.bundle, weights, strength, compose=compose))
 
     def _profile_edit(self, profile: Person, strength: float) -> Edit:
         if isinstance(profile, str):

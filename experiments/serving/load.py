@@ -89,7 +89,8 @@ def main() -> None:
     rows = []
     with server(arguments) as (url, process):
         asked, expected = different(url, traits, arguments)
-        plain = {key: value for key, value in asked[0].items() if key in ("messages", "max_tokens")}
+        steering = ("weights", "strength", "compose")
+        plain = {key: value for key, value in asked[0].items() if key not in steering}
         rows.append(loaded("steered", url, process, asked, expected, arguments))
         alone = answer(url, plain)
         rows.append(loaded("plain", url, process, [plain], [alone], arguments))

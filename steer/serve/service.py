@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from steer.baselines.rewarding import rewards_of
 from steer.chat import render
-from steer.edits import Edit
+from steer.edits import ZERO, Edit
 from steer.errors import InputError, SteeringError
 from steer.generation import Decoding, prompt_tokens
 from steer.preference import Preference
@@ -26,9 +27,13 @@ from steer.serve.metrics import Metrics
 from steer.serve.store import Person, Store
 from steer.serve.wire import ChatCompletion, Completion, Feedback, Steered
 from steer.steerer import Steerer
+from steer.weights import check_strength
 
 Float64 = NDArray[np.float64]
 Reason = Literal["stop", "length"]
+
+_Weighted = tuple[tuple[tuple[str, float], ...], float, bool]
+_KEPT_EDITS = 128
 
 SAID = 32.0
 """How sure weights are that somebody asked for themselves: some thirty choices would move them."""
@@ -139,6 +144,7 @@ class Service:
         self.limits = limits
         self.metrics = Metrics(lambda: self.in_flight, lambda: engine.edits_in_use)
         self.in_flight = 0
+        self._edits: OrderedDict[_Weighted, Edit] = OrderedDict()
         self._usual: Float64 | None = None
         self._scoring = threading.Lock()
         self.usual_seconds = 1.0  # of the last answers
@@ -217,7 +223,7 @@ class Service:
         if body.profile is not None:
             edit = self.steerer.resolve(None, body.strength, profile=body.profile)
             return edit, f"profile {body.profile}"
-        edit = self.steerer.resolve(weights, body.strength, compose=body.compose)
+        edit = self._resolved(weights, body.strength, body.compose)
         if weights is None or edit.is_zero():
             return edit, "unsteered"
         portfolio = self.steerer.bundle.portfolio
@@ -225,6 +231,21 @@ class Service:
             return edit, "composed"
         number = portfolio.entry(weights).number
         return edit, "the trait's own edit" if number is None else f"entry {number}"
+
+    def _resolved(
+        self, weights: Mapping[str, float] | None, strength: float, compose: bool
+    ) -> Edit:
+        """The steerer's edit; those of the last requests are kept, since composing takes long."""
+        strength = check_strength(strength)
+        if weights is None:
+            return ZERO
+        key = (tuple(sorted(weights.items())), strength, compose)
+        if key not in self._edits:
+            self._edits[key] = self.steerer.resolve(weights, strength, compose=compose)
+        self._edits.move_to_end(key)
+        if len(self._edits) > _KEPT_EDITS:
+            self._edits.popitem(last=False)
+        return self._edits[key]
 
     def _decoding(self, body: Steered, limit: int | None, prompt: int) -> Decoding:
         most = min(self.limits.answer_tokens, self.engine.longest - prompt)

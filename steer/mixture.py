@@ -1,0 +1,40 @@
+"""Which edit of a bundle a request's weights mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from steer.bundle import Bundle
+from steer.edits import Edit
+from steer.edits import compose as mix
+from steer.weights import check_strength, doses, normalise_weights
+
+
+def mixture(
+    bundle: Bundle,
+    weights: Mapping[str, float],
+    strength: float = 1.0,
+    *,
+    compose: bool = False,
+) -> Edit:
+    """The edit of weights, without the bundle's gate: an entry, or a mixture of own edits.
+
+    Args:
+        bundle: The edits.
+        weights: Trait names with numbers >= 0, scaled to sum to one.
+        strength: 0 is the unsteered model, 1 the default dose.
+        compose: Mix the traits' edits by their weights, also where a portfolio would serve.
+
+    Raises:
+        WeightsError: If a trait is unknown or a number is not usable.
+    """
+    strength = check_strength(strength)
+    shares = normalise_weights(weights, bundle.traits)
+    portfolio = None if compose else bundle.portfolio
+    served = None if portfolio is None else portfolio.served(shares)
+    if served is not None:
+        return strength * served
+    edits = [bundle.traits[name].edit for name in shares]
+    interference = bundle.interference
+    parts = doses(shares) if interference is None else interference.doses(shares)
+    return mix(edits, [strength * parts[name] for name in shares])
