@@ -142,6 +142,24 @@ def test_keys_of_one_edit_are_not_read_under_another(engine):
         assert told[-1].tokens == expected
 
 
+def test_requests_that_do_not_fit_into_the_cache_together_are_begun_anew():
+    # Keys and values of 160 tokens are held, and more are written: some give their pages up.
+    model = tiny("llama")
+    long = Decoding(max_new_tokens=90, no_repeat_ngram_size=None)
+    jobs = jobs_of(model, [long] * 6)[:4]
+    jobs = [replace(job, scope="all") if i == 1 else job for i, job in enumerate(jobs)]
+    expected = [alone(model, job, prompt) for job, prompt in zip(jobs, PROMPTS, strict=False)]
+    engine = ContinuousEngine(model, replace(ROOM, cache_tokens=160))
+    engine.start()
+    try:
+        told = run(engine, jobs)
+    finally:
+        engine.stop()
+    assert [one[-1].error for one in told] == [None] * 4
+    assert [one[-1].tokens for one in told] == expected
+    assert sum(map(len, expected)) > 160
+
+
 def test_a_cancelled_request_is_told_nothing_more_and_frees_its_slot(engine):
     long = replace(PLAIN, max_new_tokens=200)
     jobs = jobs_of(engine.language_model, [long] + [PLAIN] * 5)

@@ -62,7 +62,7 @@ class Case:
     rounds: int
 
 
-CASES = (Case(1, 32, 15), Case(32, 24, 7), Case(256, 16, 3))
+CASES = (Case(1, 32, 11), Case(32, 12, 9), Case(256, 4, 3))
 QUICK = (Case(1, 4, 2), Case(3, 4, 2))
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     room = Room(rows=arguments.rows)
     rng = np.random.default_rng(arguments.seed)
     rows: list[Row] = []
-    for case in QUICK if arguments.quick else CASES:
+    for case in cases_of(arguments):
         rows += measured(steerer, plain, case, room, rng, arguments.seed)
     write(rows, model, arguments)
 
@@ -106,7 +106,15 @@ def read_arguments() -> argparse.Namespace:
     parser = common_parser(__doc__, "serving", work=False)
     add_bundle(parser)
     parser.add_argument("--rows", type=int, default=None, help="answers written at once")
+    parser.add_argument(
+        "--users", type=int, nargs="+", default=[case.users for case in CASES], help="at once"
+    )
     return parser.parse_args()
+
+
+def cases_of(arguments: argparse.Namespace) -> Sequence[Case]:
+    """Those that are asked for."""
+    return QUICK if arguments.quick else [one for one in CASES if one.users in arguments.users]
 
 
 def edits_of(steerer: Steerer, users: int, seed: int) -> list[Edit]:
@@ -234,7 +242,7 @@ def write(rows: Sequence[Row], model: LanguageModel, arguments: argparse.Namespa
     content = {
         **provenance("experiments/serving/throughput.py", model, arguments),
         "torch threads": torch.get_num_threads(),
-        "cases": [asdict(case) for case in (QUICK if arguments.quick else CASES)],
+        "cases": [asdict(case) for case in cases_of(arguments)],
         "rows": [asdict(row) for row in rows],
     }
     write_json(arguments.output / "throughput.json", content)

@@ -11,7 +11,9 @@ On a CPU every token attends over the keys of all requests before a mask, so tha
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,6 +186,10 @@ class ContinuousEngine:
             ended = bool(tokens) and tokens[-1] in self._ends
             deliver(Progress(tokens, done, ended, output.error))
 
+        # What was told of requests that were cancelled meanwhile lies there unread.
+        with suppress(queue.Empty):
+            while True:
+                self._manager.output_router.output_queue.get_nowait()
         self._manager.register_result_handler(name, told)
         self._manager.add_request(
             list(job.prompt),
