@@ -137,10 +137,11 @@ def measured(
     edits = edits_of(steerer, case.users, seed)
     decoding = Decoding(
         max_new_tokens=case.tokens,
-        min_new_tokens=case.tokens,
         repetition_penalty=1.0,
         no_repeat_ngram_size=None,
     )
+    # So that no answer ends before its limit, whatever is written.
+    model.model.generation_config.eos_token_id = [-1]
     engine = ContinuousEngine(model, room)
     config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
     manager = plain.init_continuous_batching(
