@@ -431,6 +431,24 @@ def test_people_are_stored_served_changed_and_erased(client):
     client.delete("/v1/users/new")
 
 
+def test_somebody_who_wants_what_is_not_routed(client):
+    steerer = service_of(client).steerer
+    said = {"zest": 1.0, "warmth": 3.0}
+    assert client.put("/v1/users/eve", json={"weights": said}).json() == {
+        "id": "eve",
+        "object": "user",
+        "weights": said,
+    }
+    found = client.post("/v1/chat/completions", json={**ASK, "user": "eve"}).json()
+    assert found["choices"][0]["message"]["content"] == said_by(steerer, said)
+    pair = {"prompt": "Hi", "better": "No.", "worse": "Yes."}
+    response = client.post("/v1/users/eve/feedback", json=pair)
+    assert response.status_code == 400 and "not routed" in response.text
+    assert client.put("/v1/users/eve", json={"weights": {"nosuch": 1}}).status_code == 400
+    assert client.get("/v1/users/eve").json()["weights"] == said
+    client.delete("/v1/users/eve")
+
+
 def test_somebody_with_a_profile(client):
     steerer = service_of(client).steerer
     data = a_profile(steerer.language_model)

@@ -79,8 +79,13 @@ def test_people_are_served_what_they_said_until_they_choose():
     chose = a_preference(1)
     assert Person(preference=chose, said=said).weights == chose.weights
     assert Person(preference=a_preference()).weights == a_preference().weights
+    assert Person(said=said).weights == said
     assert Person(profile=a_profile()).weights is None
-    for both in ({}, {"preference": a_preference(), "profile": a_profile()}):
+    for both in (
+        {},
+        {"preference": a_preference(), "profile": a_profile()},
+        {"said": said, "profile": a_profile()},
+    ):
         with pytest.raises(InputError, match="a preference or a profile"):
             Person(**both)
 

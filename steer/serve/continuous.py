@@ -70,6 +70,8 @@ def continuous_config(language_model: LanguageModel, room: Room) -> ContinuousBa
         # Hooks run Python between forward passes.
         use_async_batching=False,
         use_cuda_graph=False,
+        # It might fetch a kernel from the hub; load the model with flash attention instead.
+        auto_switch_to_flash=False,
     )
 
 

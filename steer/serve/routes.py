@@ -175,6 +175,8 @@ def _told(user: str, person: Person) -> dict[str, Any]:
         }
         told["summary"] = known.summary
         told["signals"] = len(known.posterior.differences)
+    elif person.said is not None:
+        told["weights"] = dict(person.said)
     if person.profile is not None:
         told["profile"] = summary(person.profile)
     return told

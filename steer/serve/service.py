@@ -27,7 +27,7 @@ from steer.serve.metrics import Metrics
 from steer.serve.store import Person, Store
 from steer.serve.wire import ChatCompletion, Completion, Feedback, Steered
 from steer.steerer import Steerer
-from steer.weights import check_strength
+from steer.weights import check_strength, normalise_weights
 
 Float64 = NDArray[np.float64]
 Reason = Literal["stop", "length"]
@@ -298,8 +298,11 @@ class Service:
         Raises:
             WeightsError: If the weights are not usable.
         """
-        known = Preference.of(self.steerer.bundle, weights, worth=SAID)
-        return Person(preference=known, said=weights)
+        bundle = self.steerer.bundle
+        if weights is not None and bundle.portfolio and not bundle.portfolio.serves(weights):
+            normalise_weights(weights, bundle.traits)  # refuses what is not usable
+            return Person(said=weights)
+        return Person(preference=Preference.of(bundle, weights, worth=SAID), said=weights)
 
     def learn(self, tenant: str, name: str, said: Feedback) -> Person:
         """Somebody after they said something of answers; begun if they are not known.
@@ -316,7 +319,8 @@ class Service:
 
         def change(person: Person | None) -> Person:
             if person is not None and person.preference is None:
-                raise InputError(f"{name!r} is served by a profile, which feedback does not change")
+                what = "a profile" if person.said is None else "traits that are not routed"
+                raise InputError(f"{name!r} is served by {what}, which feedback does not change")
             known = start if person is None or person.preference is None else person.preference
             if known.traits != start.traits:
                 raise InputError(f"{name!r} was stored with another bundle; store them anew")

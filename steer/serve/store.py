@@ -61,12 +61,13 @@ _PEOPLE = Table(
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """What is known of somebody: a preference or a profile.
+    """What is known of somebody: a preference, weights that they said, or a profile.
 
     Attributes:
         preference: Weights, and how sure they are.
         profile: An edit of their own.
-        said: The weights that they asked for themselves, if they did.
+        said: The weights that they asked for themselves, if they did; alone where choices tell
+            nothing of them.
     """
 
     preference: Preference | None = None
@@ -74,7 +75,8 @@ class Person:
     said: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if (self.preference is None) == (self.profile is None):
+        wanted = self.preference is not None or self.said is not None
+        if wanted == (self.profile is not None):
             raise InputError("a person: expected a preference or a profile")
 
     @property
@@ -84,7 +86,7 @@ class Person:
         None for somebody with a profile.
         """
         if self.preference is None:
-            return None
+            return self.said
         chose = len(self.preference.posterior.differences) > 0
         return self.preference.weights if chose or self.said is None else self.said
 
