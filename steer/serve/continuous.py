@@ -102,7 +102,7 @@ class ContinuousEngine:
         self._language_model = language_model
         self._ends = sorted(end_tokens(language_model))
         self._serving: dict[str, _Serving] = {}
-        self._slots = Slots(language_model)
+        self._slots = Slots.of(language_model)
         self._hooks: PackedHooks | None = None
         self._handles: list[Any] = []
         self._config = continuous_config(language_model, room)
