@@ -10,6 +10,7 @@ from steer.edits import ZERO, Edit
 from steer.generation import Decoding
 from steer.hooks import Scope
 from steer.models import LanguageModel
+from steer.serve.asked_edit import AskedEdit
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,8 @@ class Job:
         decoding: How its tokens are chosen.
         seed: Makes sampling repeatable; None for a new one.
         scope: Where the edit acts.
+        asked: How another process that holds the bundle makes the edit itself; None where none
+            does, and its numbers are sent.
     """
 
     prompt: tuple[int, ...]
@@ -29,6 +32,7 @@ class Job:
     decoding: Decoding = field(default_factory=Decoding)
     seed: int | None = None
     scope: Scope = "response"
+    asked: AskedEdit | None = None
 
 
 @dataclass(frozen=True)
