@@ -45,10 +45,7 @@ class Split(nn.Module):
         self.linear = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, hidden, residual):
-        if residual is None:
-            residual = hidden
-        else:
-            residual = hidden + residual
+        residual = hidden if residual is None else hidden + residual
         return torch.tanh(self.linear(residual)), residual
 
 
