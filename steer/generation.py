@@ -153,20 +153,20 @@ def encode(language_model: LanguageModel, texts: Sequence[str]) -> dict[str, Ten
 
     Chat templates already contain the special tokens, so none are added to rendered chats.
     """
-    tokenizer = language_model.tokenizer
-    encoded = tokenizer(
-        list(texts),
-        return_tensors="pt",
-        padding=True,
-        add_special_tokens=tokenizer.chat_template is None,
-    ).to(language_model.device)
+    encoded = _tokenised(language_model, texts).to(language_model.device)
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 
 def prompt_tokens(language_model: LanguageModel, text: str) -> list[int]:
     """Token ids of one rendered prompt, as `encode` gives them."""
-    ids: list[int] = encode(language_model, [text])["input_ids"][0].tolist()
+    ids: list[int] = _tokenised(language_model, [text])["input_ids"][0].tolist()
     return ids
+
+
+def _tokenised(language_model: LanguageModel, texts: Sequence[str]) -> Any:
+    tokenizer = language_model.tokenizer
+    special = tokenizer.chat_template is None
+    return tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=special)
 
 
 def end_tokens(language_model: LanguageModel) -> frozenset[int]:

@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
@@ -29,14 +31,18 @@ vllm = pytest.importorskip("vllm", reason="vLLM is not installed; see `make test
 
 import steer  # noqa: E402
 from steer.chat import render  # noqa: E402
+from steer.edits import additive  # noqa: E402
 from steer.generation import Decoding, end_tokens, generate_batch, prompt_tokens  # noqa: E402
 from steer.hooks import attach  # noqa: E402
 from steer.packaged import packaged_model_dir  # noqa: E402
+from steer.profile_file import to_bytes  # noqa: E402
 from steer.resources import data_dir  # noqa: E402
 from steer.serve import vllm_choices, vllm_plugin  # noqa: E402
 from steer.serve.asked_edit import AskedEdit  # noqa: E402
 from steer.serve.salt import cache_salt  # noqa: E402
 from steer.steerer import DEFAULT_BUNDLE  # noqa: E402
+from tests.models import tiny_model, tiny_tokenizer  # noqa: E402
+from tests.test_steerer import a_trait  # noqa: E402
 
 BUNDLE = str(data_dir() / "bundles" / DEFAULT_BUNDLE)
 OPTIONS = {
@@ -49,7 +55,8 @@ OPTIONS = {
 ENGINES = {
     "eager": {"enforce_eager": True},
     "compiled": {},
-    "two devices": {"enforce_eager": True, "tensor_parallel_size": 2},
+    # The packaged model has nine heads: two devices cannot share them (see below).
+    "three devices": {"enforce_eager": True, "tensor_parallel_size": 3},
     "two stages": {"enforce_eager": True, "pipeline_parallel_size": 2},
 }
 PROMPTS = [
@@ -91,10 +98,10 @@ def by_hooks(
 
 
 @contextmanager
-def engine(**options: Any) -> Iterator[Any]:
+def engine(model: Path | None = None, bundle: str = BUNDLE, **options: Any) -> Iterator[Any]:
     llm = vllm.LLM(
-        str(packaged_model_dir()),
-        additional_config={"steer": {"bundle": BUNDLE}},
+        str(model or packaged_model_dir()),
+        additional_config={"steer": {"bundle": bundle}},
         logits_processors=[vllm_choices.PATH],
         **{**OPTIONS, **options},
     )
@@ -167,6 +174,49 @@ def test_a_mixed_batch_is_what_hooks_give(llm, steerer, decoding):
     # The second time what can be is read from the cache.
     for _ in range(2):
         assert ask(llm, requests) == expected
+
+
+def test_two_devices(tmp_path):
+    """On a model with random weights, whose heads can be shared by two."""
+    steerer, bundle = random_model(tmp_path)
+    prompts = ["Hi", "How are you today?", "Why?"]
+    weights = [{"zest": 1.0}, None, {"zest": 0.5, "calm": 0.5}]
+    decoding = Decoding(max_new_tokens=24, repetition_penalty=1.0, no_repeat_ngram_size=None)
+    tokenizer = steerer.language_model.tokenizer
+    expected = [
+        by_hooks(steerer, render(tokenizer, prompt), asked, decoding)
+        for prompt, asked in zip(prompts, weights, strict=True)
+    ]
+    unsteered = by_hooks(steerer, render(tokenizer, prompts[0]), None, decoding)
+    assert expected[0] != unsteered
+    options = {"enforce_eager": True, "tensor_parallel_size": 2, "max_model_len": 256}
+    with engine(tmp_path, bundle, **options) as llm:
+        requests = [
+            request_for(steerer, prompt_of(steerer, prompt), asked, decoding)
+            for prompt, asked in zip(prompts, weights, strict=True)
+        ]
+        for _ in range(2):
+            assert ask(llm, requests) == expected
+
+
+def random_model(folder: Path) -> tuple[steer.Steerer, str]:
+    """A steerer of a model of eight heads, and the path of its bundle."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
+    model = tiny_model("llama", **sizes, num_key_value_heads=4)
+    tokenizer = tiny_tokenizer()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    known = steer.load_model(folder, device="cpu")
+    rng = np.random.default_rng(0)
+    traits = {
+        name: a_trait(
+            name, additive({i: 20 * rng.normal(size=256).astype(np.float32) for i in (1, 2)})
+        )
+        for name in ("zest", "calm")
+    }
+    bundle = steer.Bundle("random", known.fingerprint, "response", traits, {}, {})
+    bundle.save(folder / "bundle.safetensors")
+    return steer.Steerer(known, bundle), str(folder / "bundle.safetensors")
 
 
 def test_sampling_is_as_in_transformers_batches(eager, steerer):
@@ -304,7 +354,7 @@ def test_over_http(steerer, tmp_path):
 
         # A stored person's profile is in no bundle: its numbers are sent.
         ann = steerer.personalize(["omg so good lol", "just chilling w/ my dog haha"])
-        data = steer.profile_file.to_bytes(ann)
+        data = to_bytes(ann)
         assert httpx.put(f"{url}/v1/users/ann/profile", content=data).status_code == 200
         body = {"messages": [{"role": "user", "content": "Hi"}], "user": "ann", "max_tokens": 12}
         answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()

@@ -29,7 +29,7 @@ import torch
 
 from steer.bundle import Bundle
 from steer.edits import ZERO, Edit
-from steer.errors import EditNeverFiredError, FingerprintError, InputError
+from steer.errors import EditNeverFiredError, FingerprintError, InputError, SteerError
 from steer.serve.asked_edit import AskedEdit
 from steer.serve.salt import cache_salt, check_salt
 from steer.serve.slots import Reserved, Slots
@@ -142,6 +142,7 @@ def register() -> None:
 
 def _checked(process: Callable[..., Any]) -> Callable[..., Any]:
     """`InputProcessor.process_inputs`, refusing what would be steered wrongly, or not at all."""
+    from vllm.exceptions import VLLMValidationError
 
     @functools.wraps(process)
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -151,7 +152,11 @@ def _checked(process: Callable[..., Any]) -> Callable[..., Any]:
             asked = None if setting is None else Asked(setting, self.vllm_config)
             setattr(self, _STEERING, asked)
         fields = _fields(request.sampling_params)
-        check_request(getattr(self, _STEERING), fields, request.cache_salt)
+        try:
+            check_request(getattr(self, _STEERING), fields, request.cache_salt)
+        except SteerError as error:
+            # What vLLM's server answers with 400.
+            raise VLLMValidationError(str(error)) from error
         return request
 
     return process_inputs
