@@ -23,7 +23,7 @@ from steer.generation import end_tokens
 from steer.models import LanguageModel
 from steer.serve import vllm_choices
 from steer.serve.asked_edit import AskedEdit
-from steer.serve.engine import Deliver, Job, Progress
+from steer.serve.engine import Deliver, Job, Progress, check_job
 from steer.serve.salt import cache_salt
 from steer.serve.vllm_plugin import SETTING
 
@@ -105,18 +105,8 @@ class VllmEngine:
 
     def submit(self, name: str, job: Job, deliver: Deliver) -> None:
         """Take a request on; see `Engine.submit`."""
-        if self._vllm is None or not self.healthy:
-            raise SteeringError("the engine does not run")
-        if name in self._tasks:
-            raise InputError(f"request {name!r} is being answered already")
-        total = len(job.prompt) + job.decoding.max_new_tokens
-        if not job.prompt or total > self.longest:
-            raise InputError(
-                f"expected a prompt that with its answer has at most {self.longest} tokens, got "
-                f"{len(job.prompt)} and {job.decoding.max_new_tokens}"
-            )
-        if job.decoding.num_beams > 1:
-            raise InputError("beams are not searched in continuous batches; expected num_beams=1")
+        check_job(name, job, self, self._tasks)
+        assert self._vllm is not None, "healthy"
         self._tasks[name] = asyncio.ensure_future(self._answer(self._vllm, name, job, deliver))
 
     async def _answer(self, vllm: AsyncLLM, name: str, job: Job, deliver: Deliver) -> None:
