@@ -215,8 +215,11 @@ def random_model(folder: Path) -> tuple[steer.Steerer, str]:
         for name in ("zest", "calm")
     }
     bundle = steer.Bundle("random", known.fingerprint, "response", traits, {}, {})
-    bundle.save(folder / "bundle.safetensors")
-    return steer.Steerer(known, bundle), str(folder / "bundle.safetensors")
+    # Not beside the weights: vLLM takes any such file for a part of them.
+    path = folder / "edits" / "bundle.safetensors"
+    path.parent.mkdir()
+    bundle.save(path)
+    return steer.Steerer(known, bundle), str(path)
 
 
 def test_sampling_is_as_in_transformers_batches(eager, steerer):
