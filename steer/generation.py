@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from steer.errors import InputError
-from steer.fields import check_object, exact_keys
+from steer.fields import check_fields
 from steer.hooks import attach
 from steer.kvcache import growing_cache
 from steer.models import LanguageModel
@@ -111,9 +111,7 @@ class Decoding:
         Raises:
             InputError: If it has other fields, or a number is out of range.
         """
-        content = check_object(value, where)
-        exact_keys(content, {field.name for field in fields(cls)}, where)
-        return cls(**content)
+        return cls(**check_fields(value, cls, where))
 
     def options(self, prompt: int, processors: Sequence[RowProcessor] = ()) -> dict[str, Any]:
         """The fields that are set, as arguments of `model.generate`.

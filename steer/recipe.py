@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from steer.activations import Pooling
 from steer.dose import SEARCH_KLS
 from steer.errors import InputError
-from steer.fields import check_numbers, check_object, exact_keys
+from steer.fields import check_fields, check_numbers
 from steer.generation import Decoding
 from steer.hooks import Scope
 from steer.prompts import check_develop_left
@@ -71,8 +71,7 @@ class Recipe:
             InputError: If it has other fields, as that of another version of steer may, or one is
                 not what it should be.
         """
-        content = check_object(value, where)
-        exact_keys(content, {field.name for field in fields(cls)}, where)
+        content = check_fields(value, cls, where)
         kls = check_numbers(content["kls"], f"{where}, 'kls'")
         decoding = Decoding.from_json(content["decoding"], f"{where}, 'decoding'")
         return cls(**{**content, "kls": tuple(kls), "decoding": decoding})
