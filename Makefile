@@ -7,6 +7,9 @@ STAMP := $(VENV)/.steer-installed
 COMPAT_STAMP := $(COMPAT)/.steer-installed
 VLLM_STAMP := $(VLLM)/.steer-installed
 
+BUNDLE := data/bundles/smollm2-135m-instruct.safetensors
+PORTFOLIO := --traits brevity,simplicity,formality,warmth,positivity --size 12 --dtype bfloat16
+
 # Two processes of one thread each (tests/conftest.py); a model takes some 1.5 GB in each.
 PYTEST := -m pytest -n 2 --dist worksteal
 
@@ -26,7 +29,7 @@ test test-fast test-compat test-arena test-vllm: export TOKENIZERS_PARALLELISM =
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat venv-vllm venv-arena venv-chameleon venv-serving test test-fast test-compat test-arena test-vllm demo bench bundle clean
+.PHONY: help venv venv-compat venv-vllm venv-arena venv-chameleon venv-serving test test-fast test-compat test-arena test-vllm demo bench bundle portfolio clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -96,8 +99,10 @@ bench: venv ## Measure the overhead of steering
 	$(BIN)/python experiments/bench_overhead.py
 
 bundle: venv ## Rebuild the default steering bundle: hours
-	$(BIN)/steer build --all --traits brevity,simplicity,formality,warmth,positivity --size 12 \
-		--dtype bfloat16
+	$(BIN)/steer build --all $(PORTFOLIO)
+
+portfolio: venv ## Make only its portfolio anew, of the edits that it has: an hour or two
+	$(BIN)/steer build --edits-of $(BUNDLE) $(PORTFOLIO) --output $(BUNDLE)
 
 clean: ## Remove environments, caches and build output
 	rm -rf $(VENV) $(COMPAT) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

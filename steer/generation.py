@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from steer.errors import InputError
+from steer.fields import check_fields
 from steer.hooks import attach
 from steer.kvcache import growing_cache
 from steer.models import LanguageModel
@@ -98,6 +99,19 @@ class Decoding:
         if unknown := [name for name in options if name not in known]:
             raise InputError(f"unknown option {unknown[0]!r}; options: {', '.join(known)}")
         return cls(**options)
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Decoding:
+        """The decoding that `asdict` made a JSON object of.
+
+        Args:
+            value: The object.
+            where: It stands, for the error.
+
+        Raises:
+            InputError: If it has other fields, or a number is out of range.
+        """
+        return cls(**check_fields(value, cls, where))
 
     def options(self, prompt: int, processors: Sequence[RowProcessor] = ()) -> dict[str, Any]:
         """The fields that are set, as arguments of `model.generate`.
