@@ -114,6 +114,7 @@ def build_portfolio(
     model: str | Path | LanguageModel | None = None,
     traits: Sequence[Trait | str] | None = None,
     *,
+    search: bool = True,
     work_dir: str | Path | None = None,
     progress: bool = False,
 ) -> Bundle:
@@ -128,6 +129,9 @@ def build_portfolio(
         model: The one that the bundle was built on: local folder, hub id or loaded model; None for
             the packaged SmolLM2.
         traits: Definitions of those of the portfolio's traits that are not built in.
+        search: Search for edits; or else only confirm anew what the search for the bundle's
+            portfolio found, which takes a third of the time: where the measure of whether an
+            answer is whole has become stricter since.
         work_dir: As `build`'s; what it already holds is not made again.
         progress: Show progress bars when on a terminal.
 
@@ -139,7 +143,8 @@ def build_portfolio(
         ModelError: If the model cannot be loaded.
         FingerprintError: If the bundle was built on another model.
         InputError: If the bundle does not say how it was built, or a trait is not the bundle's, or
-            the model has no chat, which the bundle's gate acts in.
+            the model has no chat, which the bundle's gate acts in, or there was no search of the
+            same traits by the same rewards.
         DataError: As `build`.
         CertificateError: If no portfolio was found in time.
     """
@@ -147,6 +152,9 @@ def build_portfolio(
     sampling = Decoding.from_json(
         bundle.settings.get("sampling"), "the bundle's settings, 'sampling'"
     )
+    before = None if search else bundle.portfolio
+    if not search and (before is None or not before.searched):
+        raise InputError("the bundle holds no search that could be confirmed anew; search")
     known = load_traits() | {trait.name: trait for trait in _traits(traits)}
     chosen = [_trait_of(bundle, name, known) for name in portfolio.traits]
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
@@ -160,10 +168,16 @@ def build_portfolio(
         if recipe.layers != "middle":
             subspaces[trait.name] = fit(language_model, pairs, recipe, folder)
     built = Built(bundle.traits, sources, subspaces, bundle.gate)
-    made = make_portfolio(language_model, portfolio, recipe, folder, built, progress=progress)
+    made = make_portfolio(
+        language_model, portfolio, recipe, folder, built, searched=before, progress=progress
+    )
     told = {
         "portfolio": asdict(portfolio),
-        "portfolio_made_with": {"precision": language_model.precision, "versions": versions()},
+        "portfolio_made_with": {
+            "precision": language_model.precision,
+            "versions": versions(),
+            "searched anew": search,
+        },
     }
     return replace(bundle, portfolio=made, settings={**bundle.settings, **_json(told)})
 

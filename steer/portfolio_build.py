@@ -11,6 +11,7 @@ from steer.default_rewards import WORDS_PER_TOKEN, default_reward
 from steer.distill import Distillation
 from steer.dose import calibrate
 from steer.edits import Edit
+from steer.errors import InputError
 from steer.gate import Gate, behind
 from steer.hooks import Scope
 from steer.models import LanguageModel
@@ -126,6 +127,7 @@ def make_portfolio(
     folder: Path,
     built: Built,
     *,
+    searched: Portfolio | None = None,
     progress: bool = False,
 ) -> Portfolio:
     """Search for a portfolio of built edits, by their traits' default rewards.
@@ -136,10 +138,12 @@ def make_portfolio(
         recipe: How the edits were built.
         folder: Work folder of a build, where every evaluation is kept.
         built: The edits.
+        searched: A portfolio of the same edits, whose search is confirmed anew; None to search.
         progress: Show progress bars when on a terminal.
 
     Raises:
-        InputError: If a trait's reward does not tell the poles of its contrast pairs apart.
+        InputError: If a trait's reward does not tell the poles of its contrast pairs apart, or what
+            was searched was rewarded by others.
         DataError: If what the folder holds is damaged.
         CalibrationError: As `space_of`.
         CertificateError: If no portfolio was found in time.
@@ -157,6 +161,11 @@ def make_portfolio(
     ]
     # What measurements hang on, but not what is made of them: another size costs no new ones.
     names = [reward.name for reward in rewards]
+    if searched is not None and (searched.traits, list(searched.rewards)) != (wanted.traits, names):
+        raise InputError(
+            f"portfolio: what was searched is of {searched.traits} by {searched.rewards}, expected "
+            f"{wanted.traits} by {names}; search anew"
+        )
     asked = [wanted.traits, names, wanted.prompts, asdict(wanted.decoding), recipe.seed]
     mixed = [edit.digest for edits in space.families.values() for edit in edits]
     (folder / "portfolios").mkdir(parents=True, exist_ok=True)
@@ -167,6 +176,7 @@ def make_portfolio(
         [prompt.text for prompt in load_prompts("develop")],
         wanted,
         path=folder / "portfolios" / f"{content_key([asked, mixed])}.jsonl",
+        searched=() if searched is None else searched.searched,
         scope=space.scope,
         gate=space.gate,
         seed=recipe.seed,

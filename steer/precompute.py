@@ -32,7 +32,7 @@ from steer.prune import prune, prune_to_size
 from steer.questions import most_telling
 from steer.resources import content_key
 from steer.rewards import Reward
-from steer.search import Effort, SearchResult, search
+from steer.search import Effort, search
 from steer.soundness import Soundness
 
 
@@ -102,6 +102,7 @@ def precompute(
     recipe: PortfolioRecipe,
     *,
     path: Path,
+    searched: Sequence[Trial] = (),
     scope: Scope = "response",
     gate: Gate | None = None,
     seed: int = 0,
@@ -117,6 +118,8 @@ def precompute(
         recipe: How it is made.
         path: Where every evaluation is kept, so that a later call goes on; those that confirm are
             in a file beside it.
+        searched: What an earlier search of these edits found, which is not searched for again but
+            confirmed anew; none to search.
         scope: Where edits act.
         gate: Behind which, if behind one.
         seed: Seeds the cover and the search.
@@ -146,24 +149,29 @@ def precompute(
             progress=progress,
         )
 
-    searched = evaluator(prompts[: recipe.prompts], recipe.decoding, path)
-    found = search(
-        searched,
-        minimal_cover(d, recipe.closeness, seed=seed).weights,
-        recipe.objective,
-        delta=recipe.served,
-        effort=recipe.effort,
-        seed=seed,
-    )
-    evaluations: Sequence[Evaluation] = found.evaluations
-    deciding = searched
+    deciding = evaluator(prompts[: recipe.prompts], recipe.decoding, path)
+    evaluations: Sequence[Evaluation] = ()
+    trials = _checked(searched, recipe)
+    if not trials:
+        evaluations = search(
+            deciding,
+            minimal_cover(d, recipe.closeness, seed=seed).weights,
+            recipe.objective,
+            delta=recipe.served,
+            effort=recipe.effort,
+            seed=seed,
+        ).evaluations
+        trials = tuple(
+            Trial(one.candidate, tuple(one.rewards.mean(0).tolist()), float(one.kl.mean()))
+            for one in evaluations
+        )
     if recipe.confirm_prompts:
         deciding = evaluator(
             prompts[recipe.prompts : wanted],
             recipe.confirm_decoding,
             _confirm_path(path, recipe),
         )
-        evaluations = _confirmed(deciding, _shortlist(found, recipe.shortlist))
+        evaluations = _confirmed(deciding, _shortlist(trials, recipe))
     data = measured(evaluations, recipe.objective)
     kept = _prune(data, recipe)
     served = [evaluations[i] for i in (0, *kept)]
@@ -175,14 +183,9 @@ def precompute(
         mean_rewards=mean_rewards(evaluations),
         kl=np.array([one.kl.mean() for one in evaluations]),
         kept=kept,
-        edits=tuple(searched.edit(evaluations[i].candidate) for i in kept),
+        edits=tuple(deciding.edit(evaluations[i].candidate) for i in kept),
         certificate=certify(data, kept),
-        searched=tuple(
-            Trial(one.candidate, tuple(one.rewards.mean(0).tolist()), float(one.kl.mean()))
-            for one in found.evaluations
-        )
-        if recipe.confirm_prompts
-        else (),
+        searched=trials if recipe.confirm_prompts else (),
         answered=most_telling(
             deciding.prompts,
             [one.texts for one in served],
@@ -204,10 +207,26 @@ def _prune(data: Measured, recipe: PortfolioRecipe) -> tuple[int, ...]:
     return prune(data, epsilon=recipe.epsilon or 0.0, delta=recipe.delta or 0.0)
 
 
-def _shortlist(found: SearchResult, size: int) -> list[Candidate]:
+def _checked(searched: Sequence[Trial], recipe: PortfolioRecipe) -> tuple[Trial, ...]:
+    """What an earlier search found, if it fits the recipe."""
+    if not searched:
+        return ()
+    if not recipe.confirm_prompts:
+        raise InputError("portfolio: what was searched before is confirmed anew; confirm_prompts=0")
+    d = len(recipe.traits)
+    if not searched[0].candidate.is_unsteered() or any(len(one.rewards) != d for one in searched):
+        raise InputError(f"portfolio: expected what a search of {d} traits found")
+    return tuple(searched)
+
+
+def _shortlist(trials: Sequence[Trial], recipe: PortfolioRecipe) -> list[Candidate]:
     """The unsteered model, each trait's own edits, and so many that serve best together."""
-    candidates = [one.candidate for one in found.evaluations]
-    best = {candidates[index] for index in prune_to_size(found.measured, size)}
+    candidates = [one.candidate for one in trials]
+    data = Measured(
+        recipe.objective.utility([one.rewards for one in trials]),
+        recipe.objective.regulariser([one.kl for one in trials]),
+    )
+    best = {candidates[index] for index in prune_to_size(data, recipe.shortlist)}
     return [one for one in candidates if one.is_unsteered() or one.is_one_trait() or one in best]
 
 

@@ -727,9 +727,9 @@ def test_build_makes_only_a_portfolio(
 ) -> None:
     calls: list[tuple] = []
 
-    def build_portfolio(bundle, portfolio, model, traits, *, work_dir, progress):
+    def build_portfolio(bundle, portfolio, model, traits, *, search, work_dir, progress):
         assert progress
-        calls.append((bundle, portfolio, model, traits, work_dir))
+        calls.append((bundle, portfolio, model, traits, search, work_dir))
         if model == "interrupt":
             raise KeyboardInterrupt
         return bundle
@@ -743,7 +743,8 @@ def test_build_makes_only_a_portfolio(
     own = ("--trait", str(trait), "--work-dir", str(tmp_path), "--model", "m")
     code, out, _ = steer(*arguments, *mixed, *own)
     assert code == 0 and "3 traits" in out
-    ((bundle, portfolio, model, traits, work_dir),) = calls
+    ((bundle, portfolio, model, traits, search, work_dir),) = calls
+    assert search
     assert output.read_bytes() == edits.read_bytes() and bundle.model == "tiny"
     assert portfolio == PortfolioRecipe(("brevity", "zest"), size=3)
     assert (model, work_dir) == ("m", tmp_path)
@@ -751,6 +752,11 @@ def test_build_makes_only_a_portfolio(
     code, _, err = steer(*arguments, *mixed, "--model", "interrupt")
     assert code == 130 and "goes on with this build where it stopped" in err
     calls.clear()
+    assert steer(*arguments, *mixed, "--confirm-only", "--shortlist", "40")[0] == 0
+    _, again, _, _, search, _ = calls.pop()
+    assert (again, search) == (replace(portfolio, shortlist=40), False)
+    fails(steer("build", "-o", str(output), "--confirm-only"), 2, "--edits-of")
+    fails(steer("build", "-o", str(output), "--shortlist", "3"), 2, "--traits")
     fails(steer(*arguments), 2, "--traits A,B,C")
     fails(steer(*arguments, *mixed, "--all"), 2, "leave out", "all")
     fails(steer(*arguments, *mixed, "--no-gate", "--seed", "3"), 2, "leave out", "gated, seed")

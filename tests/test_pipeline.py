@@ -277,11 +277,36 @@ def test_a_portfolio_on_its_own_is_that_of_a_build(
         after = build_portfolio(had, WANTED, tiny("llama"), work_dir=tmp_path / "again")
         assert sampled == [(load_traits()[name], 5, SAMPLING) for name in WANTED.traits]
         told = dict(after.settings)
-        assert told.pop("portfolio_made_with") == {"precision": "float32", "versions": versions()}
+        assert told.pop("portfolio_made_with") == {
+            "precision": "float32",
+            "versions": versions(),
+            "searched anew": True,
+        }
         assert told == dict(expected.settings)
         same = replace(after, settings=expected.settings)
         assert as_bytes(same, tmp_path) == as_bytes(expected, tmp_path)
     assert Bundle.load(tmp_path / "bytes").portfolio is not None
+
+
+def test_a_search_is_confirmed_anew(
+    sampled: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing has changed since, it gives the same portfolio, and searches for nothing."""
+    bundle = a_bundle(tmp_path / "whole", WANTED)
+    assert bundle.portfolio is not None and len(bundle.portfolio.searched) > 3
+    monkeypatch.setattr("steer.precompute.search", None)
+    again = tmp_path / "again"
+    after = build_portfolio(bundle, WANTED, tiny("llama"), search=False, work_dir=again)
+    assert after.settings["portfolio_made_with"]["searched anew"] is False
+    same = replace(after, settings=bundle.settings)
+    assert as_bytes(same, tmp_path) == as_bytes(bundle, tmp_path)
+    for had, wanted, message in (
+        (replace(bundle, portfolio=None), WANTED, "holds no search"),
+        (bundle, replace(WANTED, traits=WANTED.traits[::-1]), "search anew"),
+        (bundle, replace(WANTED, confirm_prompts=0), "confirm_prompts=0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build_portfolio(had, wanted, tiny("llama"), search=False, work_dir=again)
 
 
 def test_settings_of_a_portfolio_on_its_own_are_its_own(sampled: list[Any], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,6 +121,17 @@ def build(
             "portfolio anew. --trait then gives files of traits that are not built in.",
         ),
     ] = None,
+    confirm_only: Annotated[
+        bool,
+        typer.Option(
+            "--confirm-only",
+            help="With --edits-of: measure anew what that bundle's search found; search nothing.",
+        ),
+    ] = False,
+    shortlist: Annotated[
+        int | None,
+        typer.Option(min=1, help="Edits that a search puts up for confirmation. Default: 24."),
+    ] = None,
     work_dir: Annotated[
         Path | None,
         typer.Option(help="Where unfinished work is kept. Default: in the user's cache."),
@@ -142,9 +154,17 @@ def build(
     from steer.recipe import Recipe
 
     mixed = tuple(name.strip() for name in portfolio.split(",")) if portfolio else None
-    if mixed is None and (size, epsilon, delta) != (None, None, None):
-        raise InputError("--size, --epsilon and --delta are of a portfolio; add --traits A,B,C")
+    if mixed is None and (size, epsilon, delta, shortlist) != (None, None, None, None):
+        raise InputError(
+            "--size, --epsilon, --delta and --shortlist are of a portfolio; add --traits A,B,C"
+        )
     wanted = PortfolioRecipe(mixed, size, epsilon, delta) if mixed else None
+    if wanted is not None and shortlist is not None:
+        wanted = replace(wanted, shortlist=shortlist)
+    if confirm_only and edits_of is None:
+        raise InputError(
+            "--confirm-only is for a bundle that holds a search; add --edits-of BUNDLE"
+        )
     set_here = {name: value for name, value in given.items() if value is not None}
     make: Callable[..., Bundle]
     if edits_of is None:
@@ -162,7 +182,9 @@ def build(
                 "--edits-of keeps the edits as they were built; leave out what is for a build: "
                 f"{', '.join(ignored)}"
             )
-        make = partial(pipeline.build_portfolio, Bundle.load(edits_of), wanted)
+        make = partial(
+            pipeline.build_portfolio, Bundle.load(edits_of), wanted, search=not confirm_only
+        )
     if everything and trait:
         raise InputError("--all and --trait exclude each other")
     names = () if everything else trait or mixed or ()
