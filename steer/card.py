@@ -42,9 +42,8 @@ def model_card(
     Raises:
         InputError: If an id is none.
     """
-    for id in filter(None, (repo_id, base_model)):
-        check_hub_id(id)
-    base_model = base_model or _hub_id(bundle.model)
+    check_hub_id(repo_id)
+    base_model = _hub_id(bundle.model) if base_model is None else check_hub_id(base_model)
     data = ModelCardData(
         base_model=base_model,
         base_model_relation=None if base_model is None else "adapter",
@@ -74,9 +73,7 @@ def check_hub_id(text: str) -> str:
     try:
         validate_repo_id(text)
     except HFValidationError as error:
-        raise InputError(
-            f"{text!r}: expected the id of a repository, user/name: {error}"
-        ) from error
+        raise InputError(f"{text!r}: expected a repository's id, user/name: {error}") from error
     return text
 
 
