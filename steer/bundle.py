@@ -28,6 +28,7 @@ from steer.errors import (
 )
 from steer.fields import (
     by_layer,
+    check_fields,
     check_json,
     check_mapping,
     check_object,
@@ -442,8 +443,7 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
     if document["schema"] > 3:
         expected.add("profiles")
     exact_keys(document, expected, "metadata")
-    identity = check_object(document["fingerprint"], "field 'fingerprint'")
-    exact_keys(identity, {field.name for field in fields(Fingerprint)}, "field 'fingerprint'")
+    identity = check_fields(document["fingerprint"], Fingerprint, "field 'fingerprint'")
     fingerprint = Fingerprint(**identity)
     _check_fingerprint(fingerprint)
 

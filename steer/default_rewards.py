@@ -19,6 +19,9 @@ from steer.rewards import (
 )
 from steer.traits import Trait
 
+WORDS_PER_TOKEN = 0.75
+"""Of English prose, roughly: a budget of tokens in words, as `longest` below."""
+
 
 def default_reward(
     language_model: LanguageModel,

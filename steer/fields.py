@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
@@ -24,11 +25,18 @@ def check_object(value: object, where: str) -> dict[str, Any]:
     return value
 
 
-def required(fields: Mapping[str, Any], key: str, where: str) -> Any:
+def check_fields(value: object, kind: type, where: str) -> dict[str, Any]:
+    """A JSON object with the fields of a dataclass, no more and no fewer."""
+    found = check_object(value, where)
+    exact_keys(found, {field.name for field in fields(kind)}, where)
+    return found
+
+
+def required(value: Mapping[str, Any], key: str, where: str) -> Any:
     """A field that must be there."""
-    if key not in fields:
+    if key not in value:
         raise InputError(f"{where}: field {key!r} is missing")
-    return fields[key]
+    return value[key]
 
 
 def check_text(value: object, where: str) -> str:

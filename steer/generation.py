@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from steer.errors import InputError
+from steer.fields import check_fields
 from steer.hooks import attach
 from steer.kvcache import growing_cache
 from steer.models import LanguageModel
@@ -99,6 +100,19 @@ class Decoding:
             raise InputError(f"unknown option {unknown[0]!r}; options: {', '.join(known)}")
         return cls(**options)
 
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Decoding:
+        """The decoding that `asdict` made a JSON object of.
+
+        Args:
+            value: The object.
+            where: It stands, for the error.
+
+        Raises:
+            InputError: If it has other fields, or a number is out of range.
+        """
+        return cls(**check_fields(value, cls, where))
+
     def options(self, prompt: int, processors: Sequence[RowProcessor] = ()) -> dict[str, Any]:
         """The fields that are set, as arguments of `model.generate`.
 
@@ -153,20 +167,20 @@ def encode(language_model: LanguageModel, texts: Sequence[str]) -> dict[str, Ten
 
     Chat templates already contain the special tokens, so none are added to rendered chats.
     """
-    tokenizer = language_model.tokenizer
-    encoded = tokenizer(
-        list(texts),
-        return_tensors="pt",
-        padding=True,
-        add_special_tokens=tokenizer.chat_template is None,
-    ).to(language_model.device)
+    encoded = _tokenised(language_model, texts).to(language_model.device)
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 
 def prompt_tokens(language_model: LanguageModel, text: str) -> list[int]:
     """Token ids of one rendered prompt, as `encode` gives them."""
-    ids: list[int] = encode(language_model, [text])["input_ids"][0].tolist()
+    ids: list[int] = _tokenised(language_model, [text])["input_ids"][0].tolist()
     return ids
+
+
+def _tokenised(language_model: LanguageModel, texts: Sequence[str]) -> Any:
+    tokenizer = language_model.tokenizer
+    special = tokenizer.chat_template is None
+    return tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=special)
 
 
 def end_tokens(language_model: LanguageModel) -> frozenset[int]:

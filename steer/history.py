@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
@@ -130,6 +129,9 @@ def _by_meaning(query: str, texts: Sequence[str]) -> NDArray[np.float32]:
 
 def _by_words(query: str, texts: Sequence[str]) -> NDArray[np.float32]:
     """BM25 (Robertson et al., 1995), in the form of Lucene, without stop words (n,)."""
+    # Here, since it loads numba where that is installed: a second of every start.
+    import bm25s
+
     corpus = bm25s.tokenize(list(texts), return_ids=False, show_progress=False)
     wanted = bm25s.tokenize(query, return_ids=False, show_progress=False)[0]
     known = {word for text in corpus for word in text}

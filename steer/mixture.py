@@ -1,4 +1,4 @@
-"""Which edit of a bundle a request's weights mean."""
+"""Which edit a request's weights, or its profile, mean with a bundle."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from steer.bundle import Bundle
 from steer.edits import Edit
 from steer.edits import compose as mix
+from steer.errors import InputError
+from steer.profile import Profile
 from steer.weights import check_strength, doses, normalise_weights
 
 
@@ -38,3 +40,20 @@ def mixture(
     interference = bundle.interference
     parts = doses(shares) if interference is None else interference.doses(shares)
     return mix(edits, [strength * parts[name] for name in shares])
+
+
+def of_profile(bundle: Bundle, profile: Profile, strength: float = 1.0) -> Edit:
+    """The edit of a profile, as it acts on the model.
+
+    Args:
+        bundle: Whose gate it may act behind.
+        profile: The profile.
+        strength: 0 is the unsteered model, 1 the profile's dose.
+
+    Raises:
+        InputError: If it acts behind a gate, and the bundle has none.
+    """
+    if profile.gated and bundle.gate is None:
+        raise InputError("the profile acts behind a gate, and the bundle has none")
+    edit = strength * profile.edit
+    return bundle.behind_gate(edit) if profile.gated else edit

@@ -256,10 +256,19 @@ def _search_layers(model: PreTrainedModel) -> nn.Module | None:
     return found[0] if len(found) == 1 else None
 
 
-def fingerprint(model: PreTrainedModel, layers: int) -> Fingerprint:
-    """Fingerprint of a model: architecture, sizes, and a hash over a sample of its weights."""
+def fingerprint(
+    model: PreTrainedModel, layers: int, weights: Mapping[str, torch.Tensor] | None = None
+) -> Fingerprint:
+    """Fingerprint of a model: architecture, sizes, and a hash over a sample of its weights.
+
+    Args:
+        model: The model.
+        layers: How many decoder layers it has.
+        weights: By the names of its parameters, where it does not hold them itself.
+    """
     hasher = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
+    for name, parameter in sorted(model.named_parameters()):
+        weight = parameter if weights is None else weights[name]
         hasher.update(f"{name}{tuple(weight.shape)}".encode())
         if weight.device.type != "meta":
             hasher.update(_sample(weight.detach()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +17,28 @@ from tqdm import tqdm
 
 from steer.bundle import Bundle
 from steer.contrast import SAMPLING, PairSet, generate_pairs
-from steer.default_rewards import default_reward, text_reward
-from steer.distill import Distillation
-from steer.dose import calibrate
-from steer.edits import Edit
-from steer.errors import InputError, LowReliabilityWarning
+from steer.default_rewards import WORDS_PER_TOKEN, text_reward
+from steer.errors import FingerprintError, InputError, LowReliabilityWarning
 from steer.evaluation import Evaluator
-from steer.gate import Gate, behind
-from steer.hooks import Scope
+from steer.generation import Decoding
 from steer.interference import Interference
 from steer.interference_fit import measure_interference
 from steer.models import LanguageModel, load_model
-from steer.portfolio import OWN, Portfolio
-from steer.precompute import PortfolioRecipe, precompute
+from steer.portfolio import OWN
+from steer.portfolio_build import Built, SearchSpace, Source, make_portfolio, space_of
+from steer.precompute import PortfolioRecipe
 from steer.prompts import load_prompts
 from steer.recipe import Recipe
 from steer.resources import cache_dir, content_key
 from steer.rewards import Reward
 from steer.subspace import Subspace
-from steer.trait_edit import (
-    Context,
-    build_trait,
-    fit,
-    prepare,
-)
+from steer.trait_edit import build_trait, fit, prepare
 from steer.trait_entry import TraitEntry
 from steer.traits import Trait, load_traits
-from steer.undosed import candidate_layers, candidate_methods, plain_prompts, undosed_edit
 from steer.versions import versions
 
 # Below this cosine agreement a trait's differences hardly share a direction.
 LOW_RELIABILITY = 0.1
-# Of English prose, roughly: where an answer is cut.
-WORDS_PER_TOKEN = 0.75
 # Tokens of an answer in which traits show what they do to each other.
 _INTERFERING = 128
 
@@ -97,7 +86,7 @@ def build(
     built = _build_traits(language_model, chosen, recipe, folder, progress, on_subspace)
     made = None
     if portfolio is not None:
-        made = _portfolio(language_model, portfolio, recipe, folder, built, progress)
+        made = make_portfolio(language_model, portfolio, recipe, folder, built, progress=progress)
     interference = _interference(language_model, recipe, folder, built, progress)
     return Bundle(
         model=language_model.name,
@@ -114,26 +103,100 @@ def build(
         ),
         versions=versions(),
         portfolio=made,
-        gate=built.context.gate,
+        gate=built.gate,
         interference=interference,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class SearchSpace:
-    """What a search for a portfolio mixes, and what rewards can be fitted to.
+def build_portfolio(
+    bundle: Bundle,
+    portfolio: PortfolioRecipe,
+    model: str | Path | LanguageModel | None = None,
+    traits: Sequence[Trait | str] | None = None,
+    *,
+    work_dir: str | Path | None = None,
+    progress: bool = False,
+) -> Bundle:
+    """Make a portfolio of a bundle's edits, as the build of the bundle would have.
 
-    Attributes:
-        families: By name, an edit a trait at its default dose; a family is a choice of layers.
-        pairs: Contrast pairs by trait.
-        scope: Where edits act.
-        gate: Behind which, if behind one.
+    What else is in the bundle stays as it is, bit for bit. Contrast pairs, which a bundle does not
+    hold, are generated again by its recipe: rewards are fitted to them.
+
+    Args:
+        bundle: From `build`. A portfolio that it has is replaced.
+        portfolio: How the portfolio is made.
+        model: The one that the bundle was built on: local folder, hub id or loaded model; None for
+            the packaged SmolLM2.
+        traits: Definitions of those of the portfolio's traits that are not built in.
+        work_dir: As `build`'s; what it already holds is not made again.
+        progress: Show progress bars when on a terminal.
+
+    Returns:
+        The bundle with the portfolio. Its settings tell that this was made on its own, and with
+        which precision and versions.
+
+    Raises:
+        ModelError: If the model cannot be loaded.
+        FingerprintError: If the bundle was built on another model.
+        InputError: If the bundle does not say how it was built, or a trait is not the bundle's, or
+            the model has no chat, which the bundle's gate acts in.
+        DataError: As `build`.
+        CertificateError: If no portfolio was found in time.
     """
+    recipe = Recipe.from_json(bundle.settings.get("recipe"), "the bundle's settings, 'recipe'")
+    sampling = Decoding.from_json(
+        bundle.settings.get("sampling"), "the bundle's settings, 'sampling'"
+    )
+    known = load_traits() | {trait.name: trait for trait in _traits(traits)}
+    chosen = [_trait_of(bundle, name, known) for name in portfolio.traits]
+    language_model = model if isinstance(model, LanguageModel) else load_model(model)
+    _check_same_model(bundle, language_model)
+    folder = _work_dir(language_model, recipe, work_dir)
+    sources: dict[str, Source] = {}
+    subspaces: dict[str, Subspace] = {}
+    for trait in chosen:
+        pairs = _pairs(language_model, trait, recipe, folder, sampling=sampling, progress=progress)
+        sources[trait.name] = Source(trait, pairs)
+        if recipe.layers != "middle":
+            subspaces[trait.name] = fit(language_model, pairs, recipe, folder)
+    built = Built(bundle.traits, sources, subspaces, bundle.gate)
+    made = make_portfolio(language_model, portfolio, recipe, folder, built, progress=progress)
+    told = {
+        "portfolio": asdict(portfolio),
+        "portfolio_made_with": {"precision": language_model.precision, "versions": versions()},
+    }
+    return replace(bundle, portfolio=made, settings={**bundle.settings, **_json(told)})
 
-    families: Mapping[str, tuple[Edit, ...]]
-    pairs: Mapping[str, PairSet]
-    scope: Scope
-    gate: Gate | None
+
+def _trait_of(bundle: Bundle, name: str, known: Mapping[str, Trait]) -> Trait:
+    """The definition of a trait of a bundle."""
+    if name not in bundle.traits:
+        raise InputError(
+            f"portfolio: {name!r} is not a trait of the bundle; it has {', '.join(bundle.traits)}"
+        )
+    if name not in known:
+        raise InputError(f"portfolio: {name!r} is not a built-in trait; give its definition too")
+    entry, trait = bundle.traits[name], known[name]
+    poles, expected = (trait.positive.pole, trait.negative.pole), (entry.positive, entry.negative)
+    if poles != expected:
+        raise InputError(
+            f"trait {name!r}: expected the poles that the bundle was built with, {expected}, got "
+            f"{poles}; give the definition that it was built with"
+        )
+    return trait
+
+
+def _check_same_model(bundle: Bundle, language_model: LanguageModel) -> None:
+    if language_model.fingerprint != bundle.fingerprint:
+        raise FingerprintError(
+            f"the bundle was built on {bundle.model!r}, fingerprint {bundle.fingerprint}, but the "
+            f"model is {language_model.fingerprint}; give the model that it was built on"
+        )
+    if bundle.gate is not None and language_model.tokenizer.chat_template is None:
+        raise InputError(
+            "the bundle's edits act on answers in a chat, and the model's tokenizer has no chat "
+            "template; give the tokenizer that the bundle was built with"
+        )
 
 
 def search_space(
@@ -161,25 +224,7 @@ def search_space(
     recipe = recipe or Recipe()
     folder = _work_dir(language_model, recipe, work_dir)
     built = _build_traits(language_model, _traits(traits), recipe, folder, progress, None)
-    return _search_space(language_model, tuple(built.entries), recipe, folder, built, progress)
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """What a trait's edit was made of."""
-
-    trait: Trait
-    pairs: PairSet
-    subspace: Subspace
-
-
-@dataclass(frozen=True, eq=False)
-class _Built:
-    """Traits with what their edits were made of."""
-
-    entries: Mapping[str, TraitEntry]
-    sources: Mapping[str, _Source]
-    context: Context
+    return space_of(language_model, tuple(built.entries), recipe, folder, built, progress=progress)
 
 
 def _build_traits(
@@ -189,21 +234,15 @@ def _build_traits(
     folder: Path,
     progress: bool,
     on_subspace: Callable[[PairSet, Subspace], None] | None,
-) -> _Built:
+) -> Built:
     context = prepare(language_model, recipe, folder)
     entries: dict[str, TraitEntry] = {}
-    sources: dict[str, _Source] = {}
+    sources: dict[str, Source] = {}
+    subspaces: dict[str, Subspace] = {}
     bar = tqdm(traits, desc="traits", disable=None if progress else True)
     for trait in bar:
         bar.set_postfix_str(trait.name)
-        pair_set = generate_pairs(
-            language_model,
-            trait,
-            load_prompts("extract")[: recipe.prompts],
-            folder / "pairs" / f"{trait.name}.jsonl",
-            seed=recipe.seed,
-            progress=progress,
-        )
+        pair_set = _pairs(language_model, trait, recipe, folder, progress=progress)
         subspace = fit(language_model, pair_set, recipe, folder)
         if on_subspace is not None:
             on_subspace(pair_set, subspace)
@@ -214,88 +253,36 @@ def _build_traits(
                 LowReliabilityWarning,
                 stacklevel=3,
             )
-        sources[trait.name] = _Source(trait, pair_set, subspace)
+        sources[trait.name] = Source(trait, pair_set)
+        subspaces[trait.name] = subspace
         entries[trait.name] = build_trait(
             language_model, trait, recipe, folder, context, pair_set, subspace, progress=progress
         )
-    return _Built(entries, sources, context)
+    return Built(entries, sources, subspaces, context.gate)
 
 
-def _search_space(
+def _pairs(
     language_model: LanguageModel,
-    names: Sequence[str],
+    trait: Trait,
     recipe: Recipe,
     folder: Path,
-    built: _Built,
+    *,
+    sampling: Decoding = SAMPLING,
     progress: bool,
-) -> SearchSpace:
-    """The traits' own edits, and those at the middle layers."""
-    families = {OWN: tuple(built.entries[name].edit for name in names)}
-    gate, meter = built.context.gate, built.context.meter
-    if recipe.layers != "middle":
-        middle = []
-        for name in names:
-            source, entry = built.sources[name], built.entries[name]
-            layers = candidate_layers(source.subspace, "middle")["middle"]
-            (method,) = (m for m in candidate_methods(recipe.method) if m == entry.method)
-            edit = undosed_edit(
-                language_model,
-                source.pairs,
-                source.subspace,
-                layers,
-                method,
-                folder,
-                distillation=Distillation(seed=recipe.seed),
-                progress=progress,
-            )
-            acting = behind(gate, edit)
-            point = calibrate(language_model, acting, (), kl=entry.dose, meter=meter)
-            middle.append(point.factor * edit)
-        families["middle layers"] = tuple(middle)
-    pairs = {name: built.sources[name].pairs for name in names}
-    return SearchSpace(families, pairs, recipe.scope, gate)
-
-
-def _portfolio(
-    language_model: LanguageModel,
-    wanted: PortfolioRecipe,
-    recipe: Recipe,
-    folder: Path,
-    built: _Built,
-    progress: bool,
-) -> Portfolio:
-    space = _search_space(language_model, wanted.traits, recipe, folder, built, progress)
-    rewards = [
-        default_reward(
-            language_model,
-            source.trait,
-            plain_prompts(source.pairs),
-            source.pairs,
-            longest=WORDS_PER_TOKEN * wanted.decoding.max_new_tokens,
-        )
-        for source in (built.sources[name] for name in wanted.traits)
-    ]
-    # What measurements hang on, but not what is made of them: another size costs no new ones.
-    names = [reward.name for reward in rewards]
-    asked = [wanted.traits, names, wanted.prompts, asdict(wanted.decoding), recipe.seed]
-    mixed = [edit.digest for edits in space.families.values() for edit in edits]
-    (folder / "portfolios").mkdir(parents=True, exist_ok=True)
-    return precompute(
+) -> PairSet:
+    return generate_pairs(
         language_model,
-        space.families,
-        rewards,
-        [prompt.text for prompt in load_prompts("develop")],
-        wanted,
-        path=folder / "portfolios" / f"{content_key([asked, mixed])}.jsonl",
-        scope=space.scope,
-        gate=space.gate,
+        trait,
+        load_prompts("extract")[: recipe.prompts],
+        folder / "pairs" / f"{trait.name}.jsonl",
         seed=recipe.seed,
+        sampling=sampling,
         progress=progress,
     )
 
 
 def _interference(
-    language_model: LanguageModel, recipe: Recipe, folder: Path, built: _Built, progress: bool
+    language_model: LanguageModel, recipe: Recipe, folder: Path, built: Built, progress: bool
 ) -> Interference | None:
     """What the traits do to those of them that have a text to be read by; None if unasked for.
 
@@ -330,7 +317,7 @@ def _interference(
         path=folder / "interference" / f"{key}.jsonl",
         decoding=decoding,
         scope=recipe.scope,
-        gate=built.context.gate,
+        gate=built.gate,
         progress=progress,
     )
     return measure_interference(evaluator, tuple(built.entries), list(rewards))

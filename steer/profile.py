@@ -13,12 +13,11 @@ from steer.edit_tensors import check_storable, ranks_to_json, tensors_of
 from steer.edits import Edit
 from steer.errors import InputError
 from steer.fields import (
+    check_fields,
     check_mapping,
     check_number,
-    check_object,
     check_scalar,
     check_text,
-    exact_keys,
 )
 from steer.history import HistoryItem
 from steer.insights import Insights
@@ -165,16 +164,10 @@ def from_json(
     if not isinstance(evidence, list):
         raise InputError(f"profile, field 'evidence': expected a list, got {evidence!r:.80}")
     values["evidence"] = tuple(
-        HistoryItem(**_object(item, HistoryItem, "profile, evidence")) for item in evidence
+        HistoryItem(**check_fields(item, HistoryItem, "profile, evidence")) for item in evidence
     )
     if values["insights"] is not None:
         values["insights"] = Insights(
-            **_object(values["insights"], Insights, "profile, field 'insights'")
+            **check_fields(values["insights"], Insights, "profile, field 'insights'")
         )
     return Profile(**{**values, "fingerprint": fingerprint, "edit": edit, "centre": centre})
-
-
-def _object(value: object, kind: type, where: str) -> dict[str, Any]:
-    found = check_object(value, where)
-    exact_keys(found, {one.name for one in fields(kind)}, where)
-    return found

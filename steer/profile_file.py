@@ -6,14 +6,12 @@ it runs no code.
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from safetensors import SafetensorError
 
 from steer import container, profile
 from steer.edit_tensors import edit_of, layouts_of, tensors_of
 from steer.errors import BundleFormatError, InputError
-from steer.fields import by_layer, check_object, check_whole, exact_keys, required
+from steer.fields import by_layer, check_fields, check_whole, exact_keys, required
 from steer.models import Fingerprint
 from steer.profile import Profile
 
@@ -48,8 +46,7 @@ def from_bytes(data: bytes) -> Profile:
         container.check_seal(document)
         rest = {"profile", "fingerprint", *container.SEALS}
         exact_keys(document, rest | profile.KEYS, "metadata")
-        identity = check_object(document["fingerprint"], "field 'fingerprint'")
-        exact_keys(identity, {field.name for field in fields(Fingerprint)}, "field 'fingerprint'")
+        identity = check_fields(document["fingerprint"], Fingerprint, "field 'fingerprint'")
         fingerprint = Fingerprint(**identity)
         ranks = by_layer(document["ranks"], check_whole, "field 'ranks'")
         layouts = layouts_of(_OWNER, ranks, check_whole(fingerprint.width, "field 'width'"))

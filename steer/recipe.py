@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from steer.activations import Pooling
 from steer.dose import SEARCH_KLS
 from steer.errors import InputError
+from steer.fields import check_fields, check_numbers
 from steer.generation import Decoding
 from steer.hooks import Scope
 from steer.prompts import check_develop_left
@@ -57,6 +58,23 @@ class Recipe:
     kls: tuple[float, ...] = SEARCH_KLS
     decoding: Decoding = Decoding()
     seed: int = 0
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Recipe:
+        """The recipe that `asdict` made a JSON object of, as the settings of a bundle hold it.
+
+        Args:
+            value: The object.
+            where: It stands, for the error.
+
+        Raises:
+            InputError: If it has other fields, as that of another version of steer may, or one is
+                not what it should be.
+        """
+        content = check_fields(value, cls, where)
+        kls = check_numbers(content["kls"], f"{where}, 'kls'")
+        decoding = Decoding.from_json(content["decoding"], f"{where}, 'decoding'")
+        return cls(**{**content, "kls": tuple(kls), "decoding": decoding})
 
     @property
     def is_additive(self) -> bool:

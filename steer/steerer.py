@@ -20,7 +20,7 @@ from steer.errors import InputError
 from steer.generation import Decoding, DecodingOptions, Generated, generate_batch
 from steer.history import History
 from steer.hooks import attach
-from steer.mixture import mixture
+from steer.mixture import mixture, of_profile
 from steer.models import LanguageModel, load_model
 from steer.personalizer import Personalization, Personalizer
 from steer.portfolio import Entry
@@ -110,10 +110,7 @@ class Steerer:
                 f"the profile was made with another model, {profile.fingerprint}, than this one, "
                 f"{self.language_model.fingerprint}; make it anew with this one"
             )
-        elif profile.gated and self.bundle.gate is None:
-            raise InputError("the profile acts behind a gate, and the bundle has none")
-        edit = strength * profile.edit
-        return self.bundle.behind_gate(edit) if profile.gated else edit
+        return of_profile(self.bundle, profile, strength)
 
     def route(self, weights: Weights, strength: float = 1.0) -> Entry:
         """How a request is served, what that is worth, and how much it can fall short.

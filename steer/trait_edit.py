@@ -87,9 +87,20 @@ def prepare(language_model: LanguageModel, recipe: Recipe, folder: Path) -> Cont
         tuple(prompts[:number]),
         tuple(prompts[number:]),
         unsteered,
-        reference_meter(language_model, prompts[:8], scope=recipe.scope),
+        dose_meter(language_model, recipe),
         _gate(language_model, prompts, unsteered, folder) if gated else None,
     )
+
+
+def dose_meter(language_model: LanguageModel, recipe: Recipe) -> KLMeter:
+    """What all doses of a build are measured with.
+
+    Args:
+        language_model: The model.
+        recipe: How the bundle is built.
+    """
+    prompts = [prompt.text for prompt in load_prompts("develop")[:8]]
+    return reference_meter(language_model, prompts, scope=recipe.scope)
 
 
 def _gate(

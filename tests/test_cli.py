@@ -488,6 +488,17 @@ def test_inspect_shows_traits_and_heat_maps(steer, folder: Path) -> None:
     assert "Norm of the mean difference" in out and re.search(r"brevity +▁ ▂ █•", out)
 
 
+def test_inspect_tells_of_a_portfolio_on_its_own(steer, folder: Path, tmp_path: Path) -> None:
+    bundle = Bundle.load(folder / "bundle.safetensors")
+    assert "made on its own" not in steer("inspect", str(folder / "bundle.safetensors"))[1]
+    made_with = {"precision": "bfloat16", "versions": {"steer": "9.8.7"}}
+    told = replace(bundle, settings={**bundle.settings, "portfolio_made_with": made_with})
+    told.save(tmp_path / "b")
+    code, out, _ = steer("inspect", str(tmp_path / "b"))
+    assert code == 0
+    assert re.search(r"portfolio +made on its own: precision bfloat16, versions .*9\.8\.7", out)
+
+
 def test_inspect_draws_a_picture(steer, folder: Path, tmp_path: Path) -> None:
     picture = tmp_path / "layers.png"
     path = str(folder / "bundle.safetensors")
@@ -709,6 +720,44 @@ def test_build_makes_a_portfolio(steer, builds, tmp_path: Path) -> None:
     assert steer(*everything, *output)[0] == 0
     assert builds[1][1] is None and builds[1][3] == builds[0][3]
     fails(steer(*everything, "--trait", "brevity", *output), 2, "exclude each other")
+
+
+def test_build_makes_only_a_portfolio(
+    steer, builds, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    calls: list[tuple] = []
+
+    def build_portfolio(bundle, portfolio, model, traits, *, work_dir, progress):
+        assert progress
+        calls.append((bundle, portfolio, model, traits, work_dir))
+        if model == "interrupt":
+            raise KeyboardInterrupt
+        return bundle
+
+    monkeypatch.setattr("steer.pipeline.build_portfolio", build_portfolio)
+    trait = tmp_path / "zest.yaml"
+    trait.write_text("name: zest\npositive: Be zesty.\nnegative: Be dull.\n")
+    edits, output = folder / "bundle.safetensors", tmp_path / "mine.safetensors"
+    arguments = ("build", "--edits-of", str(edits), "-o", str(output))
+    mixed = ("--traits", "brevity,zest", "--size", "3")
+    own = ("--trait", str(trait), "--work-dir", str(tmp_path), "--model", "m")
+    code, out, _ = steer(*arguments, *mixed, *own)
+    assert code == 0 and "3 traits" in out
+    ((bundle, portfolio, model, traits, work_dir),) = calls
+    assert output.read_bytes() == edits.read_bytes() and bundle.model == "tiny"
+    assert portfolio == PortfolioRecipe(("brevity", "zest"), size=3)
+    assert (model, work_dir) == ("m", tmp_path)
+    assert [one.name for one in traits] == ["zest"]
+    code, _, err = steer(*arguments, *mixed, "--model", "interrupt")
+    assert code == 130 and "goes on with this build where it stopped" in err
+    calls.clear()
+    fails(steer(*arguments), 2, "--traits A,B,C")
+    fails(steer(*arguments, *mixed, "--all"), 2, "leave out", "all")
+    fails(steer(*arguments, *mixed, "--no-gate", "--seed", "3"), 2, "leave out", "gated, seed")
+    fails(steer("build", "--edits-of", str(edits), *mixed), 2, "--output")
+    missing = ("build", "--edits-of", str(tmp_path / "none"), "-o", str(output))
+    fails(steer(*missing, *mixed), 1, "none")
+    assert not calls and not builds
 
 
 def test_build_stops(steer, builds, tmp_path: Path) -> None:

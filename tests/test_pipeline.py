@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,22 @@ import pytest
 from steer import pipeline, trait_edit
 from steer.activations import read_activations
 from steer.bundle import Bundle
-from steer.contrast import Answer, Pair, PairSet
+from steer.contrast import SAMPLING, Answer, Pair, PairSet
 from steer.dose import DoseSearch, DoseTrial
 from steer.edits import Edit, compose
-from steer.errors import CalibrationError, DataError, InputError
+from steer.errors import CalibrationError, DataError, FingerprintError, InputError
+from steer.evaluation import Evaluator
 from steer.generation import Decoding
 from steer.likelihood import log_ratio
-from steer.pipeline import build
+from steer.pipeline import build, build_portfolio
 from steer.precompute import PortfolioRecipe
 from steer.prompts import Prompt
 from steer.recipe import Recipe
 from steer.rewards import readability_reward
 from steer.search import Effort
 from steer.trait_edit import _mean_log_ratio, _read
-from steer.traits import Trait
+from steer.traits import Pole, Trait, load_traits
+from steer.versions import versions
 from tests.models import tiny
 
 QUICK = Recipe(
@@ -111,23 +114,38 @@ def made_pairs(trait: str, prompts: list[Prompt]) -> PairSet:
     return PairSet(trait, tuple(pairs), {})
 
 
-def test_a_build_makes_a_portfolio_of_its_own_edits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+TWO_FAMILIES = replace(QUICK, method="mean-difference", layers="ccs-jump")
+WANTED = PortfolioRecipe(
+    ("simplicity", "brevity"),
+    size=2,
+    prompts=4,
+    decoding=QUICK.decoding,
+    confirm_prompts=4,
+    confirm_decoding=QUICK.decoding,
+    questions=2,
+    effort=Effort(first=4, batch=2, rounds=1, pool=16),
+)
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Made pairs and doses in place of generated ones; how the pairs were to be sampled."""
+    asked: list[Any] = []
+
     def pairs(model: Any, trait: Trait, prompts: list[Prompt], *args: Any, **options: Any) -> Any:
+        asked.append((trait, options["seed"], options["sampling"]))
         return made_pairs(trait.name, prompts)
 
     trial = DoseTrial(0.7, 0.05, 1.0, 0.0, 1.0, 8)
     monkeypatch.setattr(pipeline, "generate_pairs", pairs)
     monkeypatch.setattr(trait_edit, "_dose", lambda *args: DoseSearch(trial, trial, (trial,)))
-    recipe = replace(QUICK, method="mean-difference", layers="ccs-jump")
-    wanted = PortfolioRecipe(
-        ("simplicity", "brevity"),
-        size=2,
-        prompts=4,
-        decoding=QUICK.decoding,
-        effort=Effort(first=4, batch=2, rounds=1, pool=16),
-    )
+    return asked
+
+
+def test_a_build_makes_a_portfolio_of_its_own_edits(
+    sampled: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, wanted = TWO_FAMILIES, WANTED
 
     def made() -> Bundle:
         return build(
@@ -224,3 +242,172 @@ def test_a_portfolio_is_of_traits_that_are_built() -> None:
     wanted = PortfolioRecipe(("simplicity", "warmth"), size=2)
     with pytest.raises(InputError, match="warmth"):
         build(tiny("llama"), ["brevity", "simplicity"], portfolio=wanted)
+
+
+def a_bundle(folder: Path, portfolio: PortfolioRecipe | None, **changes: Any) -> Bundle:
+    """Built on the tiny model, and read back as a user would have it."""
+    recipe = replace(TWO_FAMILIES, seed=5, interference_prompts=4, **changes)
+    bundle = build(
+        tiny("llama"),
+        ["brevity", "simplicity"],
+        recipe=recipe,
+        portfolio=portfolio,
+        work_dir=folder,
+    )
+    bundle.save(folder / "b")
+    return Bundle.load(folder / "b")
+
+
+def as_bytes(bundle: Bundle, folder: Path) -> bytes:
+    bundle.save(folder / "bytes")
+    return (folder / "bytes").read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{}, {"layers": "middle", "gated": False}])
+def test_a_portfolio_on_its_own_is_that_of_a_build(
+    changes: dict[str, Any], sampled: list[Any], tmp_path: Path
+) -> None:
+    """Byte for byte, and so is all else; only the settings tell the two apart."""
+    expected = a_bundle(tmp_path / "whole", WANTED, **changes)
+    before = a_bundle(tmp_path / "before", None, **changes)
+    assert before.portfolio is None and before.interference is not None
+    other = replace(WANTED, size=1)
+    for had in (before, a_bundle(tmp_path / "other", other, **changes)):
+        sampled.clear()
+        after = build_portfolio(had, WANTED, tiny("llama"), work_dir=tmp_path / "again")
+        assert sampled == [(load_traits()[name], 5, SAMPLING) for name in WANTED.traits]
+        told = dict(after.settings)
+        assert told.pop("portfolio_made_with") == {"precision": "float32", "versions": versions()}
+        assert told == dict(expected.settings)
+        same = replace(after, settings=expected.settings)
+        assert as_bytes(same, tmp_path) == as_bytes(expected, tmp_path)
+    assert Bundle.load(tmp_path / "bytes").portfolio is not None
+
+
+def test_settings_of_a_portfolio_on_its_own_are_its_own(sampled: list[Any], tmp_path: Path) -> None:
+    """Those of the edits stay; pairs are sampled as they say."""
+    bundle = a_bundle(tmp_path, None)
+    warm = replace(SAMPLING, temperature=0.9)
+    changes = {"sampling": asdict(warm), "precision": "float16", "note": "kept"}
+    told = {**bundle.settings, **changes}
+    bundle = replace(bundle, settings=told, versions={"steer": "0.0.1"})
+    sampled.clear()
+    after = build_portfolio(bundle, WANTED, tiny("llama"), work_dir=tmp_path / "again")
+    assert {sampling for _, _, sampling in sampled} == {warm}
+    assert {key: after.settings[key] for key in changes} == changes
+    assert after.versions == {"steer": "0.0.1"}
+    assert after.settings["recipe"] == bundle.settings["recipe"]
+    assert after.settings["portfolio"]["size"] == 2
+    assert after.settings["portfolio_made_with"]["precision"] == "float32"
+
+
+def test_a_portfolio_on_its_own_goes_on_where_it_was_killed(
+    sampled: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = a_bundle(tmp_path, None)
+    measure = Evaluator._measure
+    calls: list[int] = []
+
+    def made(folder: str, most: int) -> bytes:
+        def counted(self: Evaluator, candidates: Any) -> Any:
+            if len(calls) == most:
+                raise KeyboardInterrupt
+            calls.append(len(candidates))
+            return measure(self, candidates)
+
+        monkeypatch.setattr(Evaluator, "_measure", counted)
+        calls.clear()
+        after = build_portfolio(bundle, WANTED, tiny("llama"), work_dir=tmp_path / folder)
+        return as_bytes(after, tmp_path)
+
+    expected = made("whole", 1000)
+    needed = len(calls)
+    for most in (0, 2):
+        with pytest.raises(KeyboardInterrupt):
+            made("cut", most)
+    assert made("cut", needed - 2) == expected
+    assert made("cut", 0) == expected
+
+
+def test_a_portfolio_on_its_own_refuses(sampled: list[Any], tmp_path: Path) -> None:
+    """Before anything is generated."""
+    bundle = a_bundle(tmp_path, None)
+    sampled.clear()
+    recipe = bundle.settings["recipe"]
+    calm = replace(bundle.traits["brevity"], name="calm")
+    chatless = tiny("llama")
+    chatless.tokenizer.chat_template = None
+    mine = replace(bundle, traits={**bundle.traits, "calm": calm})
+    wanted_calm = replace(WANTED, traits=("simplicity", "calm"))
+    for changed, wanted, model, error, parts in (
+        (bundle, replace(WANTED, traits=("simplicity", "warmth")), None, InputError, "'warmth'"),
+        (mine, wanted_calm, None, InputError, "'calm' is not a built-in trait"),
+        (bundle, WANTED, tiny("qwen2"), FingerprintError, "built on 'llama'.*Qwen2"),
+        (bundle, WANTED, chatless, InputError, "chat template"),
+        (replace(bundle, settings={}), WANTED, None, InputError, "settings, 'recipe'.*None"),
+        (
+            replace(bundle, settings={**bundle.settings, "recipe": {**recipe, "zest": 1}}),
+            WANTED,
+            None,
+            InputError,
+            "'zest' is unknown",
+        ),
+        (
+            replace(bundle, settings={"recipe": recipe}),
+            WANTED,
+            None,
+            InputError,
+            "settings, 'sampling'.*None",
+        ),
+    ):
+        with pytest.raises(error, match=parts):
+            build_portfolio(changed, wanted, model or tiny("llama"), work_dir=tmp_path / "again")
+    assert not sampled and not (tmp_path / "again").exists()
+
+
+def test_a_portfolio_of_traits_of_ones_own(sampled: list[Any], tmp_path: Path) -> None:
+    mine = Trait("brevity", Pole("curt", ("Be curt.",)), Pole("wordy", ("Be wordy.",)))
+    bundle = build(
+        tiny("llama"),
+        [mine, "simplicity"],
+        recipe=replace(QUICK, method="mean-difference", interference_prompts=0),
+        work_dir=tmp_path,
+    )
+    with pytest.raises(InputError, match="'curt', 'wordy'.* got .'brief', 'long'"):
+        build_portfolio(bundle, WANTED, tiny("llama"), work_dir=tmp_path)
+    sampled.clear()
+    after = build_portfolio(bundle, WANTED, tiny("llama"), [mine], work_dir=tmp_path)
+    assert sampled[1][0] is mine and after.portfolio is not None
+
+
+def test_too_few_pairs_for_a_portfolio(
+    sampled: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = a_bundle(tmp_path, None)
+    none = PairSet("brevity", (), {"looping": 10})
+    monkeypatch.setattr(pipeline, "generate_pairs", lambda *args, **options: none)
+    with pytest.raises(DataError, match="only 0 usable pairs"):
+        build_portfolio(bundle, WANTED, tiny("llama"), work_dir=tmp_path / "again")
+
+
+def test_a_recipe_from_a_bundle() -> None:
+    recipe = Recipe(
+        method="svd",
+        prompts=12,
+        kls=(0.1, 0.25),
+        decoding=Decoding(do_sample=True, temperature=0.5),
+        seed=9,
+    )
+    kept = json.loads(json.dumps(asdict(recipe)))
+    assert Recipe.from_json(kept, "here") == recipe
+    for changes, message in (
+        ({"prompts": 2}, "prompts: expected 8 to 300"),
+        ({"kls": ["0.1"]}, "here, 'kls'"),
+        ({"kls": 1}, "here, 'kls'"),
+        ({"decoding": {**kept["decoding"], "zest": 1}}, "here, 'decoding': 'zest' is unknown"),
+        ({"decoding": None}, "here, 'decoding'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Recipe.from_json({**kept, **changes}, "here")
+    with pytest.raises(InputError, match="here: 'seed' is missing"):
+        Recipe.from_json({key: kept[key] for key in kept if key != "seed"}, "here")

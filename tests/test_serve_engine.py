@@ -319,7 +319,7 @@ def test_the_likeliest_token_needs_no_processing():
 @given(st.lists(st.tuples(st.integers(0, 11), st.booleans()), min_size=1, max_size=60))
 def test_slots_hold_just_the_edits_in_use(steps):
     model = tiny("llama")
-    slots = Slots(model)
+    slots = Slots.of(model)
     edits = [ZERO, *(an_edit(seed) for seed in range(1, 12))]
     held: list[tuple[int, int]] = []  # (edit, slot)
     for which, leaves in steps:

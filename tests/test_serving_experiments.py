@@ -15,7 +15,7 @@ if transformers.__version__.startswith("4."):
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 sys.path.append(str(Path(__file__).parents[1] / "experiments" / "serving"))
 import throughput
-from throughput import Case, Row
+from speeds import Case, Row
 from timing import twin
 
 from steer.serve.continuous import Room

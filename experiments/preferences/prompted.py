@@ -36,12 +36,11 @@ from steer.batches import batches, pad, response_logits  # noqa: E402
 from steer.bundle import Bundle  # noqa: E402
 from steer.chat import render  # noqa: E402
 from steer.contrast import read_pairs  # noqa: E402
-from steer.default_rewards import text_reward  # noqa: E402
+from steer.default_rewards import WORDS_PER_TOKEN, text_reward  # noqa: E402
 from steer.generation import Decoding, generate_batch, prompt_tokens  # noqa: E402
 from steer.journal import Journal  # noqa: E402
 from steer.likelihood import token_divergence  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
-from steer.pipeline import WORDS_PER_TOKEN  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.resources import content_key  # noqa: E402
 from steer.rewards import Reward, score  # noqa: E402

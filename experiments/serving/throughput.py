@@ -19,7 +19,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,13 @@ import torch
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import add_bundle, common_parser, last_line, provenance  # noqa: E402
-from tables import write_csv, write_json, write_markdown  # noqa: E402
-from timing import interleave, ratios, twin  # noqa: E402
+from runs import add_bundle, common_parser, provenance  # noqa: E402
+from speeds import Case, Row, rows_of, users_weights, write  # noqa: E402
+from timing import interleave, twin  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
 from steer.chat import render  # noqa: E402
-from steer.cover import random_weights  # noqa: E402
 from steer.edits import ZERO, Edit  # noqa: E402
 from steer.generation import Decoding, generate_batch, prompt_tokens  # noqa: E402
 from steer.hooks import attach  # noqa: E402
@@ -46,45 +45,8 @@ from steer.serve.continuous import ContinuousEngine, Room, continuous_config  # 
 from steer.serve.engine import Job, Progress  # noqa: E402
 from steer.steerer import Steerer  # noqa: E402
 
-
-@dataclass(frozen=True)
-class Case:
-    """So many people at once.
-
-    Attributes:
-        users: How many.
-        tokens: Of each answer.
-        rounds: In which every arm takes its turn.
-    """
-
-    users: int
-    tokens: int
-    rounds: int
-
-
 CASES = (Case(1, 32, 11), Case(32, 12, 9), Case(256, 4, 3))
 QUICK = (Case(1, 4, 2), Case(3, 4, 2))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One arm of one case.
-
-    Attributes:
-        users: Who asked at once.
-        arm: Which.
-        speed: Tokens written a second, median of rounds.
-        ratio: To the plain arm's speed, median of rounds.
-        low: Lower end of its interval.
-        high: Upper end.
-    """
-
-    users: int
-    arm: str
-    speed: float
-    ratio: float
-    low: float
-    high: float
 
 
 def main() -> None:
@@ -98,7 +60,16 @@ def main() -> None:
     rows: list[Row] = []
     for case in cases_of(arguments):
         rows += measured(steerer, plain, case, room, rng, arguments.seed)
-    write(rows, model, arguments)
+    content = {
+        **provenance("experiments/serving/throughput.py", model, arguments),
+        "torch threads": torch.get_num_threads(),
+        "cases": [asdict(case) for case in cases_of(arguments)],
+    }
+    heading = (
+        f"{model.name}, {arguments.dtype}, {model.device.type}, {arguments.threads} thread: "
+        "everybody with other weights, answers of one length."
+    )
+    write(rows, content, heading, arguments.output, "throughput")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -119,11 +90,8 @@ def cases_of(arguments: argparse.Namespace) -> Sequence[Case]:
 
 def edits_of(steerer: Steerer, users: int, seed: int) -> list[Edit]:
     """A mixture of the traits' own edits for everybody."""
-    names = steerer.traits
-    shares = random_weights(len(names), users, seed)
-    return [
-        steerer.resolve(dict(zip(names, row.tolist(), strict=True)), compose=True) for row in shares
-    ]
+    weights = users_weights(steerer.traits, users, seed)
+    return [steerer.resolve(one, compose=True) for one in weights]
 
 
 def measured(
@@ -163,13 +131,7 @@ def measured(
     finally:
         engine.stop()
         manager.stop()
-    rows = []
-    for arm, values in seconds.items():
-        found = ratios(seconds["plain"], values, seed)
-        speed = case.users * case.tokens / float(np.median(values))
-        rows.append(Row(case.users, arm, speed, found["median"], found["low"], found["high"]))
-        print(rows[-1])
-    return rows
+    return rows_of(case, seconds, seed)
 
 
 def by_engine(
@@ -236,35 +198,6 @@ def by_batches(
         with attach(model).steer(edits[start : start + rows]):
             generate_batch(model, texts[start : start + rows], decoding)
     return time.perf_counter() - began
-
-
-def write(rows: Sequence[Row], model: LanguageModel, arguments: argparse.Namespace) -> None:
-    """Write JSON, CSV and Markdown."""
-    content = {
-        **provenance("experiments/serving/throughput.py", model, arguments),
-        "torch threads": torch.get_num_threads(),
-        "cases": [asdict(case) for case in cases_of(arguments)],
-        "rows": [asdict(row) for row in rows],
-    }
-    write_json(arguments.output / "throughput.json", content)
-    write_csv(arguments.output / "throughput.csv", Row, rows)
-    lines = [
-        f"{model.name}, {arguments.dtype}, {model.device.type}, {arguments.threads} thread: "
-        "everybody with other weights, answers of one length. Ratio: tokens a second over those "
-        "of the plain engine in the same round, median, in brackets its 95% interval (bootstrap "
-        "over rounds).",
-        "",
-        "| people at once | | tokens a second | over plain |",
-        "|---" * 4 + "|",
-    ]
-    lines += [
-        f"| {row.users} | {row.arm} | {row.speed:.1f} | {row.ratio:.3f} "
-        f"({row.low:.3f} to {row.high:.3f}) |"
-        for row in rows
-    ]
-    write_markdown(
-        arguments.output / "throughput.md", "\n".join([*lines, "", last_line(content)]) + "\n"
-    )
 
 
 if __name__ == "__main__":

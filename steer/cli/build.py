@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from steer.cli.options import Model
 from steer.errors import InputError
 
 if TYPE_CHECKING:
+    from steer.bundle import Bundle
     from steer.contrast import PairSet
     from steer.models import LanguageModel
     from steer.subspace import Subspace
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="Examples: [bold]steer build[/bold]; "
-    "[bold]steer build --trait brevity --trait my-trait.yaml --output mine.safetensors[/bold]"
+    "[bold]steer build --trait brevity --trait my-trait.yaml --output mine.safetensors[/bold]; "
+    "[bold]steer build --edits-of mine.safetensors --traits brevity,warmth --size 5 "
+    "--output mine.safetensors[/bold]"
 )
 def build(
     model: Model = None,
@@ -107,6 +112,14 @@ def build(
             "processors with units for it. Default: float32, or the checkpoint's own on a GPU.",
         ),
     ] = None,
+    edits_of: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Build no edits: keep those of this bundle, and all else in it, and make only the "
+            "portfolio anew. --trait then gives files of traits that are not built in.",
+        ),
+    ] = None,
     work_dir: Annotated[
         Path | None,
         typer.Option(help="Where unfinished work is kept. Default: in the user's cache."),
@@ -123,7 +136,8 @@ def build(
         "interference_prompts": interference_prompts,
         "seed": seed,
     }
-    from steer.pipeline import build as build_bundle
+    from steer import pipeline
+    from steer.bundle import Bundle
     from steer.precompute import PortfolioRecipe
     from steer.recipe import Recipe
 
@@ -131,7 +145,24 @@ def build(
     if mixed is None and (size, epsilon, delta) != (None, None, None):
         raise InputError("--size, --epsilon and --delta are of a portfolio; add --traits A,B,C")
     wanted = PortfolioRecipe(mixed, size, epsilon, delta) if mixed else None
-    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
+    set_here = {name: value for name, value in given.items() if value is not None}
+    make: Callable[..., Bundle]
+    if edits_of is None:
+        make = partial(
+            pipeline.build,
+            recipe=Recipe(**set_here),
+            portfolio=wanted,
+            on_subspace=_report_subspace,
+        )
+    else:
+        if wanted is None:
+            raise InputError("--edits-of is for a portfolio of these edits; add --traits A,B,C")
+        if ignored := ["all"] * everything + list(set_here):
+            raise InputError(
+                "--edits-of keeps the edits as they were built; leave out what is for a build: "
+                f"{', '.join(ignored)}"
+            )
+        make = partial(pipeline.build_portfolio, Bundle.load(edits_of), wanted)
     if everything and trait:
         raise InputError("--all and --trait exclude each other")
     names = () if everything else trait or mixed or ()
@@ -139,15 +170,8 @@ def build(
     traits = [_trait(name) for name in names] or None
     begin = time.perf_counter()
     try:
-        bundle = build_bundle(
-            model if dtype is None else _loaded(model, dtype),
-            traits,
-            recipe=recipe,
-            portfolio=wanted,
-            work_dir=work_dir,
-            progress=True,
-            on_subspace=_report_subspace,
-        )
+        using = model if dtype is None else _loaded(model, dtype)
+        bundle = make(using, traits, work_dir=work_dir, progress=True)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on with this build where it stopped", "yellow")
         raise typer.Exit(INTERRUPTED) from None

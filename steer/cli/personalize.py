@@ -77,7 +77,7 @@ def forget(
     from steer.bundle import forget as forget_profile
 
     left = len(forget_profile(bundle, name).profiles)
-    out.print(f"{name} is forgotten; profiles left in {bundle}: {left}")
+    out.print(f"{name} is forgotten; profiles left in {bundle}: {left}", soft_wrap=True)
 
 
 def read_items(path: Path) -> list[HistoryItem]:

@@ -7,14 +7,17 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from steer.cli.app import app
-from steer.cli.console import out
-from steer.cli.options import BundleFile, Force, Model, load_steerer
+from steer.cli.console import doing, out
+from steer.cli.options import BundleFile, Force, Model
 from steer.errors import InputError, SteerError
+
+if TYPE_CHECKING:
+    from steer.serve.server import EngineName
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
@@ -50,6 +53,16 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Most answers written or waiting.")] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 2048,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds an answer may take.")] = 300.0,
+    engine: Annotated[
+        str, typer.Option(metavar="transformers|vllm", help="What runs the model.")
+    ] = "transformers",
+    engine_options: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="For vLLM, such as '{\"tensor_parallel_size\": 2}': arguments of its engine.",
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Serve the model to many people at once, each request with weights of its own.
@@ -60,44 +73,58 @@ def serve(
     try:
         import uvicorn
 
-        from steer.serve.app import Access, create_app
-        from steer.serve.continuous import ContinuousEngine, Room
-        from steer.serve.service import Limits, Service
-        from steer.serve.store import Store
-        from steer.serve.tenants import Tenants
+        from steer.serve.server import Settings, make_app
+        from steer.serve.service import Limits
     except ImportError as error:
         raise SteerError(
             f"{error}; install what serving needs: pip install 'steer-engine[serve]'"
         ) from error
 
-    tenants = Tenants({}) if keys is None else Tenants.read(keys)
-    if tenants.open and not no_keys and not _is_loopback(host):
+    settings = Settings(
+        model=model,
+        bundle=bundle,
+        force=force,
+        store=store,
+        keys=keys,
+        origins=tuple(origin or ()),
+        limits=Limits(
+            in_flight=queue,
+            answer_tokens=max_tokens,
+            default_tokens=min(Limits.default_tokens, max_tokens),
+            seconds=timeout,
+        ),
+        engine=cast("EngineName", engine),
+        engine_options=_json_object(engine_options),
+        rows=rows,
+    )
+    if settings.tenants.open and not no_keys and not _is_loopback(host):
         raise InputError(
             f"anybody who reaches {host} could use the model and read stored people; give --keys "
             "FILE, or --no-keys if that is meant"
         )
-    limits = Limits(
-        in_flight=queue,
-        answer_tokens=max_tokens,
-        default_tokens=min(Limits.default_tokens, max_tokens),
-        seconds=timeout,
-    )
-    people = Store(_default_store() if store is None else store)
-    steerer = load_steerer(model, bundle, force=force)
-    engine = ContinuousEngine(steerer.language_model, Room(rows=rows))
-    application = create_app(
-        Service(steerer, engine, people, limits), Access(tenants, tuple(origin or ()))
-    )
+    with doing("loading the model"):
+        application = make_app(settings)
     _log_as_json()
-    out.print(f"serving {steerer.language_model.name} at http://{host}:{port}/v1")
+    served = application.state.service.model
+    out.print(f"serving {served} at http://{host}:{port}/v1")
     uvicorn.run(
         application,
         host=host,
         port=port,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=round(limits.shutdown_seconds),
+        timeout_graceful_shutdown=round(settings.limits.shutdown_seconds),
     )
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError(f"--engine-options: expected a JSON object, got {text!r}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"--engine-options: expected a JSON object, got {text!r}")
+    return found
 
 
 def _is_loopback(host: str) -> bool:
@@ -105,14 +132,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _default_store() -> str:
-    from steer.resources import state_dir
-
-    folder = state_dir()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return f"sqlite:///{folder / 'people.sqlite'}"
 
 
 class _Json(logging.Formatter):

@@ -23,11 +23,11 @@ from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from steer.arrays import check_count
-from steer.errors import InputError, SteeringError
+from steer.errors import SteeringError
 from steer.generation import end_tokens
 from steer.models import LanguageModel
 from steer.serve.choosing import Choice
-from steer.serve.engine import Deliver, Job, Progress
+from steer.serve.engine import Deliver, Job, Progress, check_job
 from steer.serve.packed import PackedHooks, Step
 from steer.serve.slots import Slots
 
@@ -102,7 +102,7 @@ class ContinuousEngine:
         self._language_model = language_model
         self._ends = sorted(end_tokens(language_model))
         self._serving: dict[str, _Serving] = {}
-        self._slots = Slots(language_model)
+        self._slots = Slots.of(language_model)
         self._hooks: PackedHooks | None = None
         self._handles: list[Any] = []
         self._config = continuous_config(language_model, room)
@@ -164,18 +164,7 @@ class ContinuousEngine:
 
     def submit(self, name: str, job: Job, deliver: Deliver) -> None:
         """Take a request on; see `Engine.submit`."""
-        if not self.healthy:
-            raise SteeringError("the engine does not run")
-        if name in self._serving:
-            raise InputError(f"request {name!r} is being answered already")
-        total = len(job.prompt) + job.decoding.max_new_tokens
-        if not job.prompt or total > self.longest:
-            raise InputError(
-                f"expected a prompt that with its answer has at most {self.longest} tokens, got "
-                f"{len(job.prompt)} and {job.decoding.max_new_tokens}"
-            )
-        if job.decoding.num_beams > 1:
-            raise InputError("beams are not searched in continuous batches; expected num_beams=1")
+        check_job(name, job, self, self._serving)
         model = self._language_model.model
         choice = Choice(job.decoding, job.prompt, self._ends, model.generation_config, job.seed)
         self._serving[name] = _Serving(job, self._slots.take(job.edit), choice)

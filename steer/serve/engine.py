@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from steer.edits import ZERO, Edit
+from steer.errors import InputError, SteeringError
 from steer.generation import Decoding
 from steer.hooks import Scope
 from steer.models import LanguageModel
+from steer.serve.asked_edit import AskedEdit
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +24,8 @@ class Job:
         decoding: How its tokens are chosen.
         seed: Makes sampling repeatable; None for a new one.
         scope: Where the edit acts.
+        asked: How another process that holds the bundle makes the edit itself; None where none
+            does, and its numbers are sent.
     """
 
     prompt: tuple[int, ...]
@@ -29,6 +33,7 @@ class Job:
     decoding: Decoding = field(default_factory=Decoding)
     seed: int | None = None
     scope: Scope = "response"
+    asked: AskedEdit | None = None
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,30 @@ class Engine(Protocol):
     def stop(self, timeout: float) -> None:
         """Answer what is in flight, for so many seconds, and end."""
         ...
+
+
+def check_job(name: str, job: Job, engine: Engine, in_flight: Collection[str]) -> None:
+    """Refuse a request that an engine cannot take on.
+
+    Args:
+        name: By which it can be cancelled.
+        job: The request.
+        engine: The engine.
+        in_flight: Names of its requests.
+
+    Raises:
+        SteeringError: If the engine does not run.
+        InputError: If the request does not fit it.
+    """
+    if not engine.healthy:
+        raise SteeringError("the engine does not run")
+    if name in in_flight:
+        raise InputError(f"request {name!r} is being answered already")
+    answer = job.decoding.max_new_tokens
+    if not job.prompt or len(job.prompt) + answer > engine.longest:
+        raise InputError(
+            f"expected a prompt that with its answer has at most {engine.longest} tokens, got "
+            f"{len(job.prompt)} and {answer}"
+        )
+    if job.decoding.num_beams > 1:
+        raise InputError("beams are not searched in continuous batches; expected num_beams=1")

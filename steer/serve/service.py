@@ -22,6 +22,7 @@ from steer.generation import Decoding, prompt_tokens
 from steer.preference import Preference
 from steer.rewards import Reward, score
 from steer.serve.answer_text import AnswerText
+from steer.serve.asked_edit import AskedEdit
 from steer.serve.engine import Deliver, Engine, Job, Progress
 from steer.serve.metrics import Metrics
 from steer.serve.store import Person, Store
@@ -193,13 +194,13 @@ class Service:
         limit: int | None,
         person: Person | None,
     ) -> Asked:
-        edit, served = self._edit(body, person)
+        edit, asked, served = self._edit(body, person)
         decoding = self._decoding(body, limit, max(map(len, prompts)))
         jobs = []
         for prompt in prompts:
             for number in range(body.n):
                 seed = None if body.seed is None else (body.seed + number) % 2**63
-                jobs.append(Job(prompt, edit, decoding, seed, self.steerer.bundle.scope))
+                jobs.append(Job(prompt, edit, decoding, seed, self.steerer.bundle.scope, asked))
         return Asked(tuple(jobs), body.stops, served, isinstance(body, ChatCompletion))
 
     def person(self, tenant: str, name: str) -> Person:
@@ -213,24 +214,27 @@ class Service:
             raise NotFoundError(f"no stored user {name!r}; store one with PUT /v1/users/{name}")
         return person
 
-    def _edit(self, body: Steered, person: Person | None) -> tuple[Edit, str]:
+    def _edit(self, body: Steered, person: Person | None) -> tuple[Edit, AskedEdit | None, str]:
+        """The edit, how a process that holds the bundle makes it, and what it is to people."""
         weights: Mapping[str, float] | None = body.weights
         if person is not None:
             if person.profile is not None:
                 edit = self.steerer.resolve(None, body.strength, profile=person.profile)
-                return edit, f"the profile of {body.user}"
+                return edit, None, f"the profile of {body.user}"
             weights = person.weights
         if body.profile is not None:
             edit = self.steerer.resolve(None, body.strength, profile=body.profile)
-            return edit, f"profile {body.profile}"
+            asked = AskedEdit(profile=body.profile, strength=body.strength)
+            return edit, asked, f"profile {body.profile}"
         edit = self._resolved(weights, body.strength, body.compose)
         if weights is None or edit.is_zero():
-            return edit, "unsteered"
+            return edit, None, "unsteered"
+        asked = AskedEdit.weighted(weights, body.strength, compose=body.compose)
         portfolio = self.steerer.bundle.portfolio
         if portfolio is None or body.compose or not portfolio.serves(weights):
-            return edit, "composed"
+            return edit, asked, "composed"
         number = portfolio.entry(weights).number
-        return edit, "the trait's own edit" if number is None else f"entry {number}"
+        return edit, asked, "the trait's own edit" if number is None else f"entry {number}"
 
     def _resolved(
         self, weights: Mapping[str, float] | None, strength: float, compose: bool

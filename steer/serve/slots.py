@@ -1,22 +1,76 @@
 """The edits of all requests in flight, as one table a layer.
 
 Requests with the same edit share a slot, so that a small portfolio needs few; a slot is free again
-when its last request has ended. Slot 0 is "no edit".
+when its last request has ended. Slot 0 is "no edit". Tables grow with what is asked for, or, for
+engines whose graphs know their addresses, have a room that is reserved once.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
-from steer.edits import Edit
-from steer.errors import InputError
+from steer.arrays import check_count
+from steer.bundle import Bundle
+from steer.edits import Edit, compose
+from steer.errors import InputError, SteeringError
 from steer.hooks import pack
 from steer.kernel import Tables
+from steer.mixture import of_profile
 from steer.models import LanguageModel, execution_device
 
 _FIRST = 8
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Room for edits that is set aside once and never grows.
+
+    Attributes:
+        layers: The layers that can be edited.
+        rank: Largest rank k.
+        slots: How many different edits there can be, "no edit" included.
+    """
+
+    layers: tuple[int, ...]
+    rank: int
+    slots: int
+
+    def __post_init__(self) -> None:
+        check_count("slots", self.slots)
+
+    @classmethod
+    def of(cls, bundle: Bundle, slots: int) -> Reserved:
+        """Room for whatever a bundle can be asked for: its layers, and its largest rank.
+
+        Args:
+            bundle: The bundle.
+            slots: How many different edits there can be, "no edit" included.
+        """
+        own = [entry.edit for entry in bundle.traits.values()]
+        kept = () if bundle.portfolio is None else bundle.portfolio.edits
+        # A composition of all traits has the largest rank that a composition can have.
+        edits = [bundle.behind_gate(edit) for edit in (compose(own, [1.0] * len(own)), *kept)]
+        edits += [of_profile(bundle, one) for one in bundle.profiles.values()]
+        layers = sorted({index for edit in edits for index in edit.layers})
+        return cls(tuple(layers), max((edit.rank for edit in edits), default=0), slots)
+
+    def check(self, edit: Edit) -> None:
+        """Refuse an edit that has no room.
+
+        Raises:
+            InputError: If a layer or a rank is not reserved.
+        """
+        for index, layer in edit.layers.items():
+            if not layer.is_zero() and (index not in self.layers or layer.rank > self.rank):
+                raise InputError(
+                    f"an edit of rank {layer.rank} at layer {index} has no room: the engine was "
+                    f"started for rank {self.rank} at layers {list(self.layers)}; start it with a "
+                    "bundle that has such edits"
+                )
 
 
 class Slots:
@@ -28,11 +82,26 @@ class Slots:
         version: Counts the changes of their content.
     """
 
-    def __init__(self, language_model: LanguageModel) -> None:
-        """Tables that hold no edit."""
-        self._width = language_model.width
-        self._devices = [execution_device(layer) for layer in language_model.layers]
-        self._dtype = language_model.model.dtype
+    def __init__(
+        self,
+        width: int,
+        devices: Mapping[int, torch.device],
+        dtype: torch.dtype,
+        reserved: Reserved | None = None,
+    ) -> None:
+        """Tables that hold no edit.
+
+        Args:
+            width: Width d of the model.
+            devices: Of its layers, by index. Where room is reserved, layers that lie in another
+                process may be left out.
+            dtype: Of the activations.
+            reserved: The room; None for tables that grow.
+        """
+        self._width = width
+        self._devices = devices
+        self._dtype = dtype
+        self._reserved = reserved
         self._lock = threading.Lock()
         self._slot_of: dict[str, int] = {}
         self._users: dict[int, int] = {}
@@ -41,6 +110,20 @@ class Slots:
         self._capacity = 1
         self.tables: dict[int, Tables] = {}
         self.version = 0
+        if reserved is not None:
+            self._capacity = reserved.slots
+            self._free = list(range(reserved.slots - 1, 0, -1))
+            self.tables = {
+                index: self._room(index, None, reserved.slots, reserved.rank)
+                for index in reserved.layers
+                if index in devices
+            }
+
+    @classmethod
+    def of(cls, language_model: LanguageModel) -> Slots:
+        """Tables for a model, which grow."""
+        devices = dict(enumerate(map(execution_device, language_model.layers)))
+        return cls(language_model.width, devices, language_model.model.dtype)
 
     @property
     def in_use(self) -> int:
@@ -51,22 +134,20 @@ class Slots:
         """The slot of an edit, for one request more.
 
         Raises:
-            InputError: If the edit does not fit the model.
+            InputError: If the edit does not fit the model, or the room that is reserved.
+            SteeringError: If all of that is in use.
         """
         if edit.is_zero():
             return 0
-        for index, layer in edit.layers.items():
-            if index >= len(self._devices) or layer.width != self._width:
-                raise InputError(
-                    f"edit of width {layer.width} at layer {index} does not fit a model of "
-                    f"{len(self._devices)} layers and width {self._width}"
-                )
+        self._check_fits(edit)
         with self._lock:
             slot = self._slot_of.get(edit.digest)
             if slot is None:
                 if not self._free:
                     self._grow()
                 slot = self._free.pop()
+                if self._reserved is None:
+                    self._widen(edit)
                 self._write(slot, edit)
                 self._slot_of[edit.digest] = slot
                 self._digests[slot] = edit.digest
@@ -87,7 +168,21 @@ class Slots:
                 del self._slot_of[self._digests.pop(slot)]
                 self._free.append(slot)
 
+    def _check_fits(self, edit: Edit) -> None:
+        if self._reserved is not None:
+            self._reserved.check(edit)
+        for index, layer in edit.layers.items():
+            # What is reserved may lie in another process.
+            known = index in self._devices or self._reserved is not None
+            if not known or layer.width != self._width:
+                raise InputError(
+                    f"edit of width {layer.width} at layer {index} does not fit a model of "
+                    f"{len(self._devices)} layers and width {self._width}"
+                )
+
     def _grow(self) -> None:
+        if self._reserved is not None:
+            raise SteeringError(f"all {self._capacity} slots for edits are in use")
         capacity = max(_FIRST, 2 * self._capacity)
         self._free += range(capacity - 1, self._capacity - 1, -1)
         self.tables = {
@@ -96,9 +191,8 @@ class Slots:
         }
         self._capacity = capacity
 
-    def _write(self, slot: int, edit: Edit) -> None:
-        """In place: no row that is being computed reads a free slot."""
-        self.version += 1
+    def _widen(self, edit: Edit) -> None:
+        """Make tables at the edit's layers, of its rank at least."""
         wider = {}
         for index, layer in edit.layers.items():
             old = self.tables.get(index)
@@ -106,6 +200,10 @@ class Slots:
                 wider[index] = self._room(index, old, self._capacity, layer.rank)
         if wider:
             self.tables = {**self.tables, **wider}
+
+    def _write(self, slot: int, edit: Edit) -> None:
+        """In place: no row that is being computed reads a free slot."""
+        self.version += 1
         with torch.inference_mode(False), torch.no_grad():
             # A layer that the edit leaves alone may hold another one's rest in this slot.
             for index, tables in self.tables.items():

@@ -1,0 +1,100 @@
+"""What the timings of engines share: cases, rows, users, and the table they are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from runs import last_line
+from tables import write_csv, write_json, write_markdown
+from timing import ratios
+
+from steer.cover import random_weights
+
+
+@dataclass(frozen=True)
+class Case:
+    """So many people at once.
+
+    Attributes:
+        users: How many.
+        tokens: Of each answer.
+        rounds: In which every arm takes its turn.
+    """
+
+    users: int
+    tokens: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm of one case.
+
+    Attributes:
+        users: Who asked at once.
+        arm: Which.
+        speed: Tokens written a second, median of rounds.
+        ratio: To the plain arm's speed, median of rounds.
+        low: Lower end of its interval.
+        high: Upper end.
+    """
+
+    users: int
+    arm: str
+    speed: float
+    ratio: float
+    low: float
+    high: float
+
+
+def users_weights(names: Sequence[str], users: int, seed: int) -> list[dict[str, float]]:
+    """Other weights for everybody."""
+    shares = random_weights(len(names), users, seed)
+    return [dict(zip(names, row.tolist(), strict=True)) for row in shares]
+
+
+def rows_of(
+    case: Case, seconds: Mapping[str, Sequence[float]], seed: int, plain: str = "plain"
+) -> list[Row]:
+    """Each arm's speed, and its ratio to the plain one's of the same round."""
+    rows = []
+    for arm, values in seconds.items():
+        found = ratios(seconds[plain], values, seed)
+        speed = case.users * case.tokens / float(np.median(values))
+        rows.append(Row(case.users, arm, speed, found["median"], found["low"], found["high"]))
+        print(rows[-1])
+    return rows
+
+
+def write(
+    rows: Sequence[Row], content: Mapping[str, Any], heading: str, folder: Path, stem: str
+) -> None:
+    """Write JSON, CSV and Markdown.
+
+    Args:
+        rows: The table.
+        content: What is known of the run.
+        heading: What stands over the table, before what a ratio is.
+        folder: Where to.
+        stem: Name of the files.
+    """
+    full = {**content, "rows": [asdict(row) for row in rows]}
+    write_json(folder / f"{stem}.json", full)
+    write_csv(folder / f"{stem}.csv", Row, rows)
+    lines = [
+        f"{heading} Ratio: tokens a second over those of the plain engine in the same round, "
+        "median, in brackets its 95% interval (bootstrap over rounds).",
+        "",
+        "| people at once | | tokens a second | over plain |",
+        "|---" * 4 + "|",
+    ]
+    lines += [
+        f"| {row.users} | {row.arm} | {row.speed:.1f} | {row.ratio:.3f} "
+        f"({row.low:.3f} to {row.high:.3f}) |"
+        for row in rows
+    ]
+    write_markdown(folder / f"{stem}.md", "\n".join([*lines, "", last_line(full)]) + "\n")

@@ -1,0 +1,122 @@
+"""From what a server is told to what serves: one place for each process that does.
+
+The settings are plain values, so that they can be sent to another process or machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import FastAPI
+
+from steer.bundle import Bundle
+from steer.errors import InputError, SteerError
+from steer.resources import data_dir, state_dir
+from steer.serve.app import Access, create_app
+from steer.serve.engine import Engine
+from steer.serve.service import Limits, Service
+from steer.serve.store import Store
+from steer.serve.tenants import Tenants
+from steer.steerer import DEFAULT_BUNDLE, Steerer, load
+
+EngineName = Literal["transformers", "vllm"]
+ENGINES: tuple[EngineName, ...] = ("transformers", "vllm")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is told.
+
+    Attributes:
+        model: Local folder or hub id; None for the packaged model.
+        bundle: The edits; None for the packaged model's.
+        force: Use a bundle that was built on another model.
+        store: Database of people, as SQLAlchemy has it; None for SQLite in the user's state folder.
+        keys: File of API keys; None to let everybody in.
+        origins: Pages that may ask from a browser.
+        limits: What is taken on.
+        engine: What runs the model.
+        engine_options: Of vLLM's `AsyncEngineArgs`.
+        rows: Most answers that transformers' engine writes at once; None for its default.
+    """
+
+    model: str | None = None
+    bundle: Path | None = None
+    force: bool = False
+    store: str | None = None
+    keys: Path | None = None
+    origins: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    engine: EngineName = "transformers"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise InputError(f"engine: expected one of {ENGINES}, got {self.engine!r}")
+        if self.engine_options and self.engine != "vllm":
+            raise InputError("engine options are for vLLM; choose that engine")
+        if self.rows is not None and self.engine != "transformers":
+            raise InputError("rows are for transformers' engine; vLLM's option is max_num_seqs")
+
+    @property
+    def tenants(self) -> Tenants:
+        """Who may ask.
+
+        Raises:
+            InputError: If the file of keys cannot be read.
+        """
+        return Tenants({}) if self.keys is None else Tenants.read(self.keys)
+
+
+def make_service(settings: Settings) -> Service:
+    """The model, its engine and stored people; the engine is not started yet.
+
+    Raises:
+        SteerError: If one of them cannot be loaded.
+    """
+    bundle = data_dir() / "bundles" / DEFAULT_BUNDLE if settings.bundle is None else settings.bundle
+    steerer, engine = (_vllm if settings.engine == "vllm" else _plain)(settings, bundle)
+    return Service(steerer, engine, Store(settings.store or _default_store()), settings.limits)
+
+
+def make_app(settings: Settings) -> FastAPI:
+    """The application that serves."""
+    return create_app(make_service(settings), Access(settings.tenants, settings.origins))
+
+
+def _plain(settings: Settings, bundle: Path) -> tuple[Steerer, Engine]:
+    from steer.serve.continuous import ContinuousEngine, Room
+
+    steerer = load(settings.model, bundle, force=settings.force)
+    return steerer, ContinuousEngine(steerer.language_model, Room(rows=settings.rows))
+
+
+def _vllm(settings: Settings, bundle: Path) -> tuple[Steerer, Engine]:
+    from steer.skeleton import checkpoint_folder, load_skeleton
+
+    try:
+        from steer.serve.vllm_engine import VllmEngine
+    except ImportError as error:
+        raise SteerError(
+            f"{error}; the vLLM engine needs vLLM: pip install vllm==0.32.*"
+        ) from error
+
+    steerer = Steerer(load_skeleton(settings.model), Bundle.load(bundle), force=settings.force)
+    engine = VllmEngine(
+        steerer.language_model,
+        checkpoint_folder(settings.model),
+        bundle,
+        settings.engine_options,
+        force=settings.force,
+    )
+    return steerer, engine
+
+
+def _default_store() -> str:
+    folder = state_dir()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return f"sqlite:///{folder / 'people.sqlite'}"

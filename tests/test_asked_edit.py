@@ -1,0 +1,151 @@
+"""Edits as requests between processes name them, and the salts of caches."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steer import edit_file
+from steer.edits import ZERO, two_step
+from steer.errors import InputError
+from steer.models import load_model
+from steer.serve.asked_edit import AskedEdit
+from steer.serve.salt import cache_salt, check_salt
+from steer.serve.slots import Reserved
+from steer.skeleton import load_skeleton
+from steer.steerer import Steerer
+from tests.models import WIDTH, tiny
+from tests.test_generation import an_edit
+from tests.test_profile import a_profile
+from tests.test_steerer import a_steerer
+
+STEERER = a_steerer()
+WEIGHTS = st.dictionaries(
+    st.sampled_from(["brevity", "warmth", "zest"]), st.floats(0.01, 100), min_size=1
+)
+
+
+@given(WEIGHTS, st.floats(0, 3), st.booleans())
+def test_another_process_makes_the_same_edit(weights, strength, compose):
+    asked = AskedEdit.weighted(weights, strength, compose=compose)
+    # As they are sent: JSON, or what has gone through it.
+    again = AskedEdit.read(json.loads(json.dumps({**asked.to_fields(), "others": 1})))
+    assert again == asked
+    edit = STEERER.resolve(weights, strength, compose=compose)
+    assert again.resolve(STEERER.bundle).digest == edit.digest
+    Reserved.of(STEERER.bundle, 9).check(edit)
+
+
+def test_profiles_and_whole_edits():
+    ann = a_profile(fingerprint=STEERER.language_model.fingerprint, edit=an_edit(9))
+    bundle = STEERER.bundle.with_profiles({"ann": ann})
+    asked = AskedEdit.read({"profile": "ann", "strength": 0.5})
+    steerer = Steerer(STEERER.language_model, bundle)
+    expected = steerer.resolve(None, 0.5, profile="ann")
+    assert asked.resolve(bundle).digest == expected.digest
+    vectors = {1: np.ones(WIDTH, np.float32)}
+    for edit in (an_edit(1), ZERO, two_step(vectors, vectors, sign_safe=True) + an_edit(2)):
+        sent = AskedEdit.read(AskedEdit.whole(edit).to_fields())
+        assert sent.resolve(bundle).digest == edit.digest
+    assert Reserved.of(bundle, 2).layers == tuple(sorted({*expected.layers, 1, 2, 3}))
+
+
+def test_who_says_nothing_is_not_steered():
+    assert AskedEdit.read({}) is None
+    assert AskedEdit.read({"top_k": 3}) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weights": "brief"}, "JSON object"),
+        ({"weights": {"brevity": "1"}}, "expected such as"),
+        ({"weights": [1]}, "expected such as"),
+        ({"weights": {"brevity": 1}, "profile": "ann"}, "weights, a profile or an edit"),
+        ({"strength": 1}, "weights, a profile or an edit"),
+        ({"weights": {"brevity": 1}, "strength": -1}, "strength"),
+        ({"weights": {"brevity": 1}, "compose": 2}, "true or false"),
+        ({"profile": 3}, "expected text"),
+        ({"profile": "ann", "compose": True}, "are for weights"),
+        ({"edit": "x", "strength": 2}, "are for weights"),
+    ],
+)
+def test_what_cannot_be_understood_is_told(fields, message):
+    with pytest.raises(InputError, match=message):
+        AskedEdit.read(fields)
+
+
+def test_bytes_that_are_no_edit_are_refused():
+    data = bytearray(edit_file.to_bytes(an_edit(1)))
+    data[-1] ^= 1
+    for damaged in (b"", b"{}", bytes(data), edit_file.to_bytes(an_edit(1))[:-4]):
+        with pytest.raises(InputError):
+            edit_file.from_bytes(damaged)
+    with pytest.raises(InputError, match="base64"):
+        AskedEdit(edit="***").resolve(STEERER.bundle)
+
+
+# --- Salts ---------------------------------------------------------------------------------------
+
+
+def test_a_salt_is_that_of_what_the_cache_hangs_on():
+    model, other = tiny().fingerprint, tiny(seed=1).fingerprint
+    edits = [an_edit(1), an_edit(2), 0.5 * an_edit(1)]
+    salts = {
+        cache_salt(edit, scope, of)
+        for edit in edits
+        for scope in ("response", "all")
+        for of in (model, other)
+    }
+    assert len(salts) == 12
+    assert cache_salt(an_edit(1), "all", model) == cache_salt(1.0 * an_edit(1), "all", model)
+    assert cache_salt(ZERO, "all", model) is None
+
+
+def test_a_request_must_have_the_salt_of_its_edit():
+    expected = cache_salt(an_edit(1), "response", tiny().fingerprint)
+    other = cache_salt(an_edit(2), "response", tiny().fingerprint)
+    for salt in (expected, f"tenant 3 {expected}"):
+        check_salt(salt, expected)
+    for salt in (None, "tenant 3", other, f"{expected} {other}"):
+        with pytest.raises(InputError, match="cache_salt"):
+            check_salt(salt, expected)
+    for salt in (None, "tenant 3"):
+        check_salt(salt, None)
+    with pytest.raises(InputError, match="the request has none"):
+        check_salt(f"tenant 3 {expected}", None)
+
+
+# --- Skeletons -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_skeleton_is_known_by_its_files(tmp_path, shards):
+    model = tiny("llama")
+    size = sum(p.numel() for p in model.model.parameters()) * 4
+    model.model.save_pretrained(tmp_path, max_shard_size=f"{size // shards // 1000 + 1}KB")
+    model.tokenizer.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == (
+        1 if shards == 1 else pytest.approx(3, abs=1)
+    )
+    skeleton, loaded = load_skeleton(tmp_path), load_model(tmp_path, device="cpu")
+    assert skeleton.fingerprint == loaded.fingerprint
+    assert all(p.device.type == "meta" for p in skeleton.model.parameters())
+    assert skeleton.model.generation_config.pad_token_id == 0
+    steerer = Steerer(skeleton, STEERER.bundle)
+    edit = steerer.resolve({"brevity": 1, "zest": 2})
+    assert edit.digest == STEERER.resolve({"brevity": 1, "zest": 2}).digest
+
+
+def test_files_of_other_names_are_loaded_to_be_known(tmp_path):
+    model = tiny("gpt2")
+    # GPT-2's base model has its tensors without the prefix that the language model gives them.
+    model.model.transformer.save_pretrained(tmp_path)
+    model.model.config.architectures = ["GPT2LMHeadModel"]
+    model.model.config.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    assert load_skeleton(tmp_path).fingerprint == load_model(tmp_path, device="cpu").fingerprint
