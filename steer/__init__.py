@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steer.errors import SteerError
     from steer.generation import Decoding
     from steer.history import HistoryItem
+    from steer.hub import pull, push
     from steer.models import LanguageModel, load_model
     from steer.personalizer import Personalization
     from steer.pipeline import build
@@ -54,6 +55,8 @@ else:
         "load_model": "models",
         "load_traits": "traits",
         "personalize": "quick",
+        "pull": "hub",
+        "push": "hub",
         "read_trait": "traits",
         "summarise": "summaries",
         "weights_from_words": "wishes",
@@ -93,6 +96,8 @@ __all__ = [
     "load_model",
     "load_traits",
     "personalize",
+    "pull",
+    "push",
     "read_trait",
     "summarise",
     "weights_from_words",

@@ -81,3 +81,7 @@ class BundleVersionError(BundleError):
 
 class FingerprintError(BundleError):
     """The bundle was built on another model than the one it is to be used with."""
+
+
+class HubError(SteerError):
+    """A bundle could not be pushed to a hub, or pulled from one."""

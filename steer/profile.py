@@ -122,6 +122,11 @@ def to_json(profile: Profile) -> dict[str, Any]:
     }
 
 
+def holds_text(profile: Profile) -> bool:
+    """Whether texts of the person, or words about them, are in it."""
+    return bool(profile.evidence) or profile.insights is not None
+
+
 def summary(profile: Profile) -> dict[str, Any]:
     """What is told of it, without numbers and texts of the person; `size` is of its arrays."""
     arrays = [*tensors_of("", profile.edit).values()]

@@ -102,6 +102,14 @@ def from_json(name: str, value: Mapping[str, Any], edit: Edit) -> TraitEntry:
     return TraitEntry(name=name, edit=edit, **values)
 
 
+def gain(entry: TraitEntry) -> str:
+    """What its edit moved on develop prompts, such as "+165 words"; "?" if that is not known."""
+    moved = entry.statistics.get("gain on develop prompts")
+    if not isinstance(moved, int | float):
+        return "?"
+    return f"{moved:+.3g} {entry.statistics.get('measure', '')}".rstrip()
+
+
 def summary(entry: TraitEntry) -> dict[str, Any]:
     """What is told of it, without the arrays."""
     edit = {"layers": list(entry.edit.layers), "rank": entry.edit.rank}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,103 +17,97 @@ if TYPE_CHECKING:
     from steer.bundle import Bundle
     from steer.edits import Edit
 
-commands = typer.Typer(
-    help="Write one edit for engines that know nothing of steer. It then acts on every request, at "
-    "every position, and without the bundle's gate.",
-    no_args_is_help=True,
-)
-app.add_typer(commands, name="export")
 
-Number = Annotated[
-    int | None, typer.Option("--entry", min=1, help="An entry of the portfolio, in place of -w.")
-]
-Strength = Annotated[float, typer.Option(help="Multiplies the default dose.")]
+class Format(str, Enum):
+    """What is written."""
+
+    GGUF = "gguf"
+    REPENG = "repeng"
+    HF = "hf"
 
 
-@commands.command(
+@app.command(
     epilog="Examples: [bold]steer export gguf -w brevity=1 brief.gguf[/bold]; "
-    "[bold]steer export gguf entries/[/bold]"
+    "[bold]steer export gguf entries/[/bold]; [bold]steer export hf -w brevity=1 brief-model[/bold]"
 )
-def gguf(
-    output: Annotated[Path, typer.Argument(help="File, or a folder for all entries.")],
+def export(
+    form: Annotated[
+        Format,
+        typer.Argument(
+            metavar="gguf|repeng|hf",
+            help="A control vector for llama.cpp (--control-vector), the same for repeng "
+            "(ControlVector.import_gguf), or a checkpoint with the edit in its biases, which runs "
+            "in any engine without hooks.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="File, or a folder: for a checkpoint, or for a control vector of every entry, "
+            "which are written without -w and --entry."
+        ),
+    ],
     weight: Weight = None,
-    entry: Number = None,
-    strength: Strength = 1.0,
-    compose: Compose = False,
-    bundle: BundleFile = None,
-) -> None:
-    """A control vector for llama.cpp (--control-vector); without -w or --entry, of every entry."""
-    _vectors(output, weight, entry, strength, compose, bundle)
-
-
-@commands.command(epilog="Example: [bold]steer export repeng -w warmth=1 warm.gguf[/bold]")
-def repeng(
-    output: Annotated[Path, typer.Argument(help="File, or a folder for all entries.")],
-    weight: Weight = None,
-    entry: Number = None,
-    strength: Strength = 1.0,
-    compose: Compose = False,
-    bundle: BundleFile = None,
-) -> None:
-    """A file for repeng's ControlVector.import_gguf, which is the same as llama.cpp's."""
-    _vectors(output, weight, entry, strength, compose, bundle)
-
-
-@commands.command(epilog="Example: [bold]steer export hf -w brevity=1 brief-model[/bold]")
-def hf(
-    output: Annotated[Path, typer.Argument(help="Folder that is made.")],
-    weight: Weight = None,
-    entry: Number = None,
-    strength: Strength = 1.0,
+    entry: Annotated[
+        int | None,
+        typer.Option("--entry", min=1, help="An entry of the portfolio, in place of -w."),
+    ] = None,
+    strength: Annotated[float, typer.Option(help="Multiplies the default dose.")] = 1.0,
     compose: Compose = False,
     model: Model = None,
     bundle: BundleFile = None,
     force: Force = False,
 ) -> None:
-    """A checkpoint with the edit in its biases: runs in any engine, without hooks."""
+    """Write one edit for engines that know nothing of steer.
+
+    It then acts on every request, at every position, and without the bundle's gate.
+    """
     from steer.bundle import Bundle
+
+    if form is not Format.HF and (model is not None or force):
+        raise InputError("--model and --force are for checkpoints; a control vector needs no model")
+    held = Bundle.load(bundle_path(bundle))
+    if form is Format.HF:
+        edit, told = _asked(held, weight, entry, strength, compose)
+        _write_checkpoint(held, edit, told, output, model, force)
+        out.print(f"{told} -> {output}")
+        return
+    wanted = _entries(held, output) if weight is None and entry is None else {output: entry}
+    for path, number in wanted.items():
+        edit, told = _asked(held, weight, number, strength, compose)
+        _write_vector(held, edit, path)
+        out.print(f"{told} -> {path}")
+
+
+def _write_checkpoint(
+    bundle: Bundle, edit: Edit, told: str, output: Path, model: str | None, force: bool
+) -> None:
     from steer.export.additive import offsets
     from steer.export.checkpoint import bake
     from steer.models import load_model
 
-    held = Bundle.load(bundle_path(bundle))
-    edit, told = _asked(held, weight, entry, strength, compose)
-    vectors = offsets(edit)
+    vectors = offsets(edit)  # what cannot be exported is refused before the slow part
     with doing("loading the model"):
         loaded = load_model(model)
-    held.check_model(loaded.fingerprint, force=force)
+    bundle.check_model(loaded.fingerprint, force=force)
     bake(
         loaded, vectors, output, f"{loaded.name}, steered by {told}. Written by `steer export hf`."
     )
-    out.print(f"{told} -> {output}")
 
 
-def _vectors(
-    output: Path,
-    weight: list[str] | None,
-    entry: int | None,
-    strength: float,
-    compose: bool,
-    bundle: Path | None,
-) -> None:
-    from steer.bundle import Bundle
+def _write_vector(bundle: Bundle, edit: Edit, path: Path) -> None:
     from steer.export.additive import offsets
     from steer.export.control_vector import model_type, write_control_vector
 
-    held = Bundle.load(bundle_path(bundle))
-    if weight is None and entry is None:
-        if held.portfolio is None:
-            raise InputError("expected weights or an entry; add -w TRAIT=NUMBER or --entry N")
-        wanted: dict[Path, int | None] = {
-            output / f"entry-{number:02d}.gguf": number
-            for number in range(1, len(held.portfolio.edits) + 1)
-        }
-    else:
-        wanted = {output: entry}
-    for path, number in wanted.items():
-        edit, told = _asked(held, weight, number, strength, compose)
-        write_control_vector(path, offsets(edit), model_type(held.fingerprint))
-        out.print(f"{told} -> {path}")
+    write_control_vector(path, offsets(edit), model_type(bundle.fingerprint))
+
+
+def _entries(bundle: Bundle, folder: Path) -> dict[Path, int | None]:
+    """A file for every entry of the portfolio."""
+    if bundle.portfolio is None:
+        raise InputError("expected weights or an entry; add -w TRAIT=NUMBER or --entry N")
+    numbers = range(1, len(bundle.portfolio.edits) + 1)
+    return {folder / f"entry-{number:02d}.gguf": number for number in numbers}
 
 
 def _asked(

@@ -173,6 +173,7 @@ def _plain(value: Any) -> str:
 def show_traits(bundle: Bundle) -> None:
     """Two tables: every trait's edit, and the contrast pairs that it was made from."""
     from steer.pipeline import LOW_RELIABILITY
+    from steer.trait_entry import gain
 
     edits = Table(box=SIMPLE_HEAD)
     for heading in ("trait", "reliability", "layers", "dose, KL"):
@@ -192,15 +193,12 @@ def show_traits(bundle: Bundle) -> None:
         pairs.add_column(heading, justify="right")
     for name, entry in bundle.traits.items():
         low = entry.reliability < LOW_RELIABILITY
-        gain = entry.statistics.get("gain on develop prompts")
         edits.add_row(
             name,
             Text(f"{'LOW ' * low}{entry.reliability:.2f}", style="bold red" if low else ""),
             _ranges(list(entry.edit.layers)),
             f"{entry.dose:.2f}",
-            f"{gain:+.3g} {entry.statistics.get('measure', '')}"
-            if isinstance(gain, int | float)
-            else "?",
+            gain(entry),
         )
         counts = ("pairs kept", *(prefix + reason for reason in sorted(reasons)))
         pairs.add_row(name, *(str(entry.statistics.get(count, "?")) for count in counts))
