@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
-import logging
-import time
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,13 +13,11 @@ import typer
 
 from steer.cli.app import app
 from steer.cli.console import doing, out
-from steer.cli.options import BundleFile, Force, Model
+from steer.cli.options import BundleFile, Force, Model, RayAddress
 from steer.errors import InputError, SteerError
 
 if TYPE_CHECKING:
-    from steer.serve.server import EngineName
-
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+    from steer.serve.server import EngineName, Settings
 
 
 @app.command(epilog="Example: [bold]steer serve --port 8000[/bold]")
@@ -63,6 +61,14 @@ def serve(
             help="For vLLM, such as '{\"tensor_parallel_size\": 2}': arguments of its engine.",
         ),
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Engines behind the address, each with a GPU where there are."),
+    ] = None,
+    replica_cpus: Annotated[
+        int, typer.Option(min=1, help="Cores of a replica, where there is no GPU.")
+    ] = 1,
+    ray_address: RayAddress = None,
     force: Force = False,
 ) -> None:
     """Serve the model to many people at once, each request with weights of its own.
@@ -71,9 +77,7 @@ def serve(
     "strength"; GET /docs tells of all.
     """
     try:
-        import uvicorn
-
-        from steer.serve.server import Settings, make_app
+        from steer.serve.server import Settings
         from steer.serve.service import Limits
     except ImportError as error:
         raise SteerError(
@@ -102,9 +106,23 @@ def serve(
             f"anybody who reaches {host} could use the model and read stored people; give --keys "
             "FILE, or --no-keys if that is meant"
         )
+    if replicas is None:
+        if ray_address is not None:
+            raise InputError("--ray-address is for several engines; add --replicas")
+        _serve_one(settings, host, port)
+    else:
+        _serve_replicas(settings, host, port, replicas, replica_cpus, ray_address)
+
+
+def _serve_one(settings: Settings, host: str, port: int) -> None:
+    import uvicorn
+
+    from steer.serve.logs import log_as_json
+    from steer.serve.server import make_app
+
     with doing("loading the model"):
         application = make_app(settings)
-    _log_as_json()
+    log_as_json()
     served = application.state.service.model
     out.print(f"serving {served} at http://{host}:{port}/v1")
     uvicorn.run(
@@ -115,6 +133,23 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=round(settings.limits.shutdown_seconds),
     )
+
+
+def _serve_replicas(
+    settings: Settings, host: str, port: int, number: int, cpus: int, address: str | None
+) -> None:
+    from steer.cluster import LOCAL
+    from steer.serve.replicas import Replicas, replicated
+
+    # An end in good order, as Ctrl-C is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.ExitStack() as stack:
+        with doing(f"starting {number} replicas"):
+            replicas = Replicas(number, address or LOCAL, cpus)
+            stack.enter_context(replicated(settings, replicas, host, port))
+        out.print(f"{number} replicas serve at http://{host}:{port}/v1")
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
 
 
 def _json_object(text: str | None) -> dict[str, Any]:
@@ -132,31 +167,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-class _Json(logging.Formatter):
-    """One JSON object a line: time, level, event, and what the record adds."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        added = {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "time": f"{at}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **added,
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def _log_as_json() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Json())
-    for name in ("steer", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
-        logger.setLevel(logging.INFO)
