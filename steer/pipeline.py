@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from steer.bundle import Bundle
-from steer.contrast import SAMPLING, PairSet, generate_pairs
+from steer.contrast import SAMPLING, PairSet, PairsFile
 from steer.default_rewards import WORDS_PER_TOKEN, text_reward
 from steer.errors import FingerprintError, InputError, LowReliabilityWarning
 from steer.evaluation import Evaluator
@@ -33,9 +34,9 @@ from steer.resources import cache_dir, content_key
 from steer.rewards import Reward
 from steer.subspace import Subspace
 from steer.trait_edit import build_trait, fit, prepare
-from steer.trait_entry import TraitEntry
 from steer.traits import Trait, load_traits
 from steer.versions import versions
+from steer.workers import Alone, Unit, Workers
 
 # Below this cosine agreement a trait's differences hardly share a direction.
 LOW_RELIABILITY = 0.1
@@ -50,6 +51,7 @@ def build(
     recipe: Recipe | None = None,
     portfolio: PortfolioRecipe | None = None,
     work_dir: str | Path | None = None,
+    workers: Workers | None = None,
     progress: bool = False,
     on_subspace: Callable[[PairSet, Subspace], None] | None = None,
 ) -> Bundle:
@@ -62,6 +64,8 @@ def build(
         portfolio: Make a portfolio too, of traits that are built; None for none.
         work_dir: Where pairs, doses and measured edits are kept, so that a later call goes on;
             None for a folder in the user cache that belongs to the model and the recipe.
+        workers: Who does the work, with this very model; None for this process. The bundle is the
+            same whoever does it, as far as the numbers of their processors are.
         progress: Show progress bars when on a terminal.
         on_subspace: Called with each trait's pairs and subspace before its edit is made, to
             report how many pairs were kept and how reliable the trait is.
@@ -83,11 +87,14 @@ def build(
         raise InputError(f"portfolio: {missing[0]!r} is not among the traits that are built")
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
     folder = _work_dir(language_model, recipe, work_dir)
-    built = _build_traits(language_model, chosen, recipe, folder, progress, on_subspace)
+    workers = Alone(language_model) if workers is None else workers
+    built = _build_traits(language_model, chosen, recipe, folder, workers, progress, on_subspace)
     made = None
     if portfolio is not None:
-        made = make_portfolio(language_model, portfolio, recipe, folder, built, progress=progress)
-    interference = _interference(language_model, recipe, folder, built, progress)
+        made = make_portfolio(
+            language_model, portfolio, recipe, folder, built, workers=workers, progress=progress
+        )
+    interference = _interference(language_model, recipe, folder, built, workers, progress)
     return Bundle(
         model=language_model.name,
         fingerprint=language_model.fingerprint,
@@ -116,6 +123,7 @@ def build_portfolio(
     *,
     search: bool = True,
     work_dir: str | Path | None = None,
+    workers: Workers | None = None,
     progress: bool = False,
 ) -> Bundle:
     """Make a portfolio of a bundle's edits, as the build of the bundle would have.
@@ -133,6 +141,7 @@ def build_portfolio(
             portfolio found, which takes a third of the time: where the measure of whether an
             answer is whole has become stricter since.
         work_dir: As `build`'s; what it already holds is not made again.
+        workers: As `build`'s.
         progress: Show progress bars when on a terminal.
 
     Returns:
@@ -160,16 +169,25 @@ def build_portfolio(
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
     _check_same_model(bundle, language_model)
     folder = _work_dir(language_model, recipe, work_dir)
-    sources: dict[str, Source] = {}
+    workers = Alone(language_model) if workers is None else workers
+    pairs = _pairs(
+        language_model, chosen, recipe, folder, workers, sampling=sampling, progress=progress
+    )
+    sources = {trait.name: Source(trait, pairs[trait.name]) for trait in chosen}
     subspaces: dict[str, Subspace] = {}
-    for trait in chosen:
-        pairs = _pairs(language_model, trait, recipe, folder, sampling=sampling, progress=progress)
-        sources[trait.name] = Source(trait, pairs)
-        if recipe.layers != "middle":
-            subspaces[trait.name] = fit(language_model, pairs, recipe, folder)
+    if recipe.layers != "middle":
+        fits = [partial(fit, pair_set=one, recipe=recipe, folder=folder) for one in pairs.values()]
+        subspaces = dict(zip(pairs, workers.each(fits), strict=True))
     built = Built(bundle.traits, sources, subspaces, bundle.gate)
     made = make_portfolio(
-        language_model, portfolio, recipe, folder, built, searched=before, progress=progress
+        language_model,
+        portfolio,
+        recipe,
+        folder,
+        built,
+        searched=before,
+        workers=workers,
+        progress=progress,
     )
     told = {
         "portfolio": asdict(portfolio),
@@ -237,7 +255,8 @@ def search_space(
     """
     recipe = recipe or Recipe()
     folder = _work_dir(language_model, recipe, work_dir)
-    built = _build_traits(language_model, _traits(traits), recipe, folder, progress, None)
+    alone = Alone(language_model)
+    built = _build_traits(language_model, _traits(traits), recipe, folder, alone, progress, None)
     return space_of(language_model, tuple(built.entries), recipe, folder, built, progress=progress)
 
 
@@ -246,20 +265,27 @@ def _build_traits(
     traits: Sequence[Trait],
     recipe: Recipe,
     folder: Path,
+    workers: Workers,
     progress: bool,
     on_subspace: Callable[[PairSet, Subspace], None] | None,
 ) -> Built:
-    context = prepare(language_model, recipe, folder)
-    entries: dict[str, TraitEntry] = {}
-    sources: dict[str, Source] = {}
+    def done(units: Sequence[Unit[Any]], what: str) -> Iterator[Any]:
+        bar = tqdm(total=len(units), desc=what, disable=None if progress else True)
+        with bar:
+            for given in workers.each(units):
+                bar.update()
+                yield given
+
+    pairs = _pairs(language_model, traits, recipe, folder, workers, progress=progress)
+    shared: list[Unit[Any]] = [partial(prepare, recipe=recipe, folder=folder)]
+    fits = [partial(fit, pair_set=one, recipe=recipe, folder=folder) for one in pairs.values()]
+    results = done([*shared, *fits], "subspaces")
+    context = next(results)
     subspaces: dict[str, Subspace] = {}
-    bar = tqdm(traits, desc="traits", disable=None if progress else True)
-    for trait in bar:
-        bar.set_postfix_str(trait.name)
-        pair_set = _pairs(language_model, trait, recipe, folder, progress=progress)
-        subspace = fit(language_model, pair_set, recipe, folder)
+    for trait, subspace in zip(traits, results, strict=True):
+        subspaces[trait.name] = subspace
         if on_subspace is not None:
-            on_subspace(pair_set, subspace)
+            on_subspace(pairs[trait.name], subspace)
         if subspace.reliability < LOW_RELIABILITY:
             warnings.warn(
                 f"trait {trait.name!r}: its pairs hardly agree on a direction (reliability "
@@ -267,36 +293,62 @@ def _build_traits(
                 LowReliabilityWarning,
                 stacklevel=3,
             )
-        sources[trait.name] = Source(trait, pair_set)
-        subspaces[trait.name] = subspace
-        entries[trait.name] = build_trait(
-            language_model, trait, recipe, folder, context, pair_set, subspace, progress=progress
+    edits = [
+        partial(
+            build_trait,
+            trait=trait,
+            recipe=recipe,
+            folder=folder,
+            context=context,
+            pair_set=pairs[trait.name],
+            subspace=subspaces[trait.name],
+            progress=progress,
         )
+        for trait in traits
+    ]
+    entries = {entry.name: entry for entry in done(edits, "edits")}
+    sources = {trait.name: Source(trait, pairs[trait.name]) for trait in traits}
     return Built(entries, sources, subspaces, context.gate)
 
 
 def _pairs(
     language_model: LanguageModel,
-    trait: Trait,
+    traits: Sequence[Trait],
     recipe: Recipe,
     folder: Path,
+    workers: Workers,
     *,
     sampling: Decoding = SAMPLING,
     progress: bool,
-) -> PairSet:
-    return generate_pairs(
-        language_model,
-        trait,
-        load_prompts("extract")[: recipe.prompts],
-        folder / "pairs" / f"{trait.name}.jsonl",
-        seed=recipe.seed,
-        sampling=sampling,
-        progress=progress,
-    )
+) -> dict[str, PairSet]:
+    """The contrast pairs of all traits; a unit of work is a batch of prompts."""
+    prompts = load_prompts("extract")[: recipe.prompts]
+    files = [
+        PairsFile(
+            language_model,
+            trait,
+            prompts,
+            folder / "pairs" / f"{trait.name}.jsonl",
+            seed=recipe.seed,
+            sampling=sampling,
+        )
+        for trait in traits
+    ]
+    units = [(file, unit) for file in files for unit in file.left]
+    given = workers.each([unit for _, unit in units])
+    bar = tqdm(given, desc="pairs", total=len(units), disable=None if progress else True)
+    for (file, _), answers in zip(units, bar, strict=True):
+        file.add(answers)
+    return {trait.name: file.pairs for trait, file in zip(traits, files, strict=True)}
 
 
 def _interference(
-    language_model: LanguageModel, recipe: Recipe, folder: Path, built: Built, progress: bool
+    language_model: LanguageModel,
+    recipe: Recipe,
+    folder: Path,
+    built: Built,
+    workers: Workers,
+    progress: bool,
 ) -> Interference | None:
     """What the traits do to those of them that have a text to be read by; None if unasked for.
 
@@ -332,6 +384,7 @@ def _interference(
         decoding=decoding,
         scope=recipe.scope,
         gate=built.gate,
+        workers=workers,
         progress=progress,
     )
     return measure_interference(evaluator, tuple(built.entries), list(rewards))

@@ -25,6 +25,7 @@ from steer.trait_edit import dose_meter
 from steer.trait_entry import TraitEntry
 from steer.traits import Trait
 from steer.undosed import candidate_layers, candidate_methods, plain_prompts, undosed_edit
+from steer.workers import Workers
 
 MIDDLE = "middle layers"
 """The family of the traits' edits made anew at the middle layers, at their default doses."""
@@ -128,6 +129,7 @@ def make_portfolio(
     built: Built,
     *,
     searched: Portfolio | None = None,
+    workers: Workers | None = None,
     progress: bool = False,
 ) -> Portfolio:
     """Search for a portfolio of built edits, by their traits' default rewards.
@@ -139,6 +141,7 @@ def make_portfolio(
         folder: Work folder of a build, where every evaluation is kept.
         built: The edits.
         searched: A portfolio of the same edits, whose search is confirmed anew; None to search.
+        workers: Who answers; None for this process.
         progress: Show progress bars when on a terminal.
 
     Raises:
@@ -180,5 +183,6 @@ def make_portfolio(
         scope=space.scope,
         gate=space.gate,
         seed=recipe.seed,
+        workers=workers,
         progress=progress,
     )

@@ -34,6 +34,7 @@ from steer.resources import content_key
 from steer.rewards import Reward
 from steer.search import Effort, search
 from steer.soundness import Soundness
+from steer.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def precompute(
     scope: Scope = "response",
     gate: Gate | None = None,
     seed: int = 0,
+    workers: Workers | None = None,
     progress: bool = False,
 ) -> Portfolio:
     """Search, confirm, prune and certify.
@@ -123,6 +125,7 @@ def precompute(
         scope: Where edits act.
         gate: Behind which, if behind one.
         seed: Seeds the cover and the search.
+        workers: Who answers; None for this process.
         progress: Show progress bars when on a terminal.
 
     Raises:
@@ -146,6 +149,7 @@ def precompute(
             decoding=decoding,
             scope=scope,
             gate=gate,
+            workers=workers,
             progress=progress,
         )
 

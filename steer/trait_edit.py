@@ -50,14 +50,12 @@ class Context:
         prompts: On which every dose is tried.
         confirm: On which the leading one is confirmed.
         unsteered: Answers to both.
-        meter: Of divergence.
         gate: Behind which edits act; None if they act everywhere.
     """
 
     prompts: tuple[str, ...]
     confirm: tuple[str, ...]
     unsteered: tuple[str, ...]
-    meter: KLMeter
     gate: Gate | None
 
 
@@ -87,7 +85,6 @@ def prepare(language_model: LanguageModel, recipe: Recipe, folder: Path) -> Cont
         tuple(prompts[:number]),
         tuple(prompts[number:]),
         unsteered,
-        dose_meter(language_model, recipe),
         _gate(language_model, prompts, unsteered, folder) if gated else None,
     )
 
@@ -169,6 +166,7 @@ def build_trait(
         DataError: If what the folder holds is damaged.
     """
     measure = TRAIT_MEASURES.get(trait.name)
+    meter = dose_meter(language_model, recipe)
     best: tuple[Edit, DoseSearch, str, Method] | None = None
     refused: CalibrationError | None = None
     rules = candidate_layers(subspace, recipe.layers)
@@ -185,7 +183,7 @@ def build_trait(
                 progress=progress,
             )
             acting = behind(context.gate, edit)
-            search = _dose(language_model, trait, acting, recipe, folder, context)
+            search = _dose(language_model, trait, acting, recipe, folder, context, meter)
         except CalibrationError as error:
             # Another method or other layers may do.
             refused = error
@@ -293,6 +291,7 @@ def _dose(
     recipe: Recipe,
     folder: Path,
     context: Context,
+    meter: KLMeter,
 ) -> DoseSearch:
     """Search the dose, going on from what an earlier run tried with exactly this edit."""
     # Everything that a dose's answers hang on, but not which doses are asked for.
@@ -318,7 +317,7 @@ def _dose(
             edit,
             context.prompts,
             gain,
-            meter=context.meter,
+            meter=meter,
             kls=recipe.kls,
             decoding=recipe.decoding,
             scope=recipe.scope,

@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steer import pipeline, trait_edit
+from steer import evaluation, pipeline, trait_edit
 from steer.activations import read_activations
 from steer.bundle import Bundle
 from steer.contrast import SAMPLING, Answer, Pair, PairSet
 from steer.dose import DoseSearch, DoseTrial
 from steer.edits import Edit, compose
 from steer.errors import CalibrationError, DataError, FingerprintError, InputError
-from steer.evaluation import Evaluator
 from steer.generation import Decoding
 from steer.likelihood import log_ratio
 from steer.pipeline import build, build_portfolio
 from steer.precompute import PortfolioRecipe
-from steer.prompts import Prompt
+from steer.prompts import Prompt, load_prompts
 from steer.recipe import Recipe
 from steer.rewards import readability_reward
 from steer.search import Effort
@@ -114,6 +113,11 @@ def made_pairs(trait: str, prompts: list[Prompt]) -> PairSet:
     return PairSet(trait, tuple(pairs), {})
 
 
+def all_made_pairs(traits: list[Trait], recipe: Recipe) -> dict[str, PairSet]:
+    prompts = list(load_prompts("extract")[: recipe.prompts])
+    return {trait.name: made_pairs(trait.name, prompts) for trait in traits}
+
+
 TWO_FAMILIES = replace(QUICK, method="mean-difference", layers="ccs-jump")
 WANTED = PortfolioRecipe(
     ("simplicity", "brevity"),
@@ -132,12 +136,14 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Made pairs and doses in place of generated ones; how the pairs were to be sampled."""
     asked: list[Any] = []
 
-    def pairs(model: Any, trait: Trait, prompts: list[Prompt], *args: Any, **options: Any) -> Any:
-        asked.append((trait, options["seed"], options["sampling"]))
-        return made_pairs(trait.name, prompts)
+    def pairs(
+        model: Any, traits: list[Trait], recipe: Recipe, *args: Any, **options: Any
+    ) -> dict[str, PairSet]:
+        asked.extend((trait, recipe.seed, options.get("sampling", SAMPLING)) for trait in traits)
+        return all_made_pairs(traits, recipe)
 
     trial = DoseTrial(0.7, 0.05, 1.0, 0.0, 1.0, 8)
-    monkeypatch.setattr(pipeline, "generate_pairs", pairs)
+    monkeypatch.setattr(pipeline, "_pairs", pairs)
     monkeypatch.setattr(trait_edit, "_dose", lambda *args: DoseSearch(trial, trial, (trial,)))
     return asked
 
@@ -180,7 +186,7 @@ def test_a_build_makes_a_portfolio_of_its_own_edits(
     assert not bundle.interference.gains[:, 2].any()
     bundle.save(tmp_path / "b")
     assert Bundle.load(tmp_path / "b").portfolio is not None
-    monkeypatch.setattr("steer.evaluation.Evaluator._measure", refuse)
+    monkeypatch.setattr("steer.evaluation._answered", refuse)
     again = made().portfolio
     assert again is not None and again.kept == portfolio.kept
     recipe = replace(recipe, interference_prompts=0)
@@ -206,8 +212,8 @@ def test_what_acts_behind_no_gate(tmp_path: Path, changes: dict[str, Any], templ
 def test_the_method_and_the_layers_with_the_largest_gain_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pairs(model: Any, trait: Trait, prompts: list[Prompt], *args: Any, **options: Any) -> Any:
-        return made_pairs(trait.name, prompts)
+    def pairs(model: Any, traits: list[Trait], recipe: Recipe, *args: Any, **options: Any) -> Any:
+        return all_made_pairs(traits, recipe)
 
     tried: list[Edit] = []
     refused = {1}
@@ -220,7 +226,7 @@ def test_the_method_and_the_layers_with_the_largest_gain_are_kept(
         trial = DoseTrial(0.5, 0.05, gain, 0.0, 1.0, 8)
         return DoseSearch(trial, trial, (trial,))
 
-    monkeypatch.setattr(pipeline, "generate_pairs", pairs)
+    monkeypatch.setattr(pipeline, "_pairs", pairs)
     monkeypatch.setattr(trait_edit, "_dose", dose)
     recipe = replace(QUICK, method="gain", layers="gain")
     bundle = build(tiny("llama"), ["warmth"], recipe=recipe, work_dir=tmp_path)
@@ -330,17 +336,17 @@ def test_a_portfolio_on_its_own_goes_on_where_it_was_killed(
     sampled: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = a_bundle(tmp_path, None)
-    measure = Evaluator._measure
+    answered = evaluation._answered
     calls: list[int] = []
 
     def made(folder: str, most: int) -> bytes:
-        def counted(self: Evaluator, candidates: Any) -> Any:
+        def counted(model: Any, edits: list[Edit], **given: Any) -> Any:
             if len(calls) == most:
                 raise KeyboardInterrupt
-            calls.append(len(candidates))
-            return measure(self, candidates)
+            calls.append(len(edits))
+            return answered(model, edits, **given)
 
-        monkeypatch.setattr(Evaluator, "_measure", counted)
+        monkeypatch.setattr(evaluation, "_answered", counted)
         calls.clear()
         after = build_portfolio(bundle, WANTED, tiny("llama"), work_dir=tmp_path / folder)
         return as_bytes(after, tmp_path)
@@ -410,7 +416,11 @@ def test_too_few_pairs_for_a_portfolio(
 ) -> None:
     bundle = a_bundle(tmp_path, None)
     none = PairSet("brevity", (), {"looping": 10})
-    monkeypatch.setattr(pipeline, "generate_pairs", lambda *args, **options: none)
+    monkeypatch.setattr(
+        pipeline,
+        "_pairs",
+        lambda model, traits, *args, **options: {trait.name: none for trait in traits},
+    )
     with pytest.raises(DataError, match="only 0 usable pairs"):
         build_portfolio(bundle, WANTED, tiny("llama"), work_dir=tmp_path / "again")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 from steer.cli.app import INTERRUPTED, app
 from steer.cli.console import out, say
 from steer.cli.inspect import show_traits
-from steer.cli.options import Model
+from steer.cli.options import Model, RayAddress
 from steer.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from steer.contrast import PairSet
     from steer.models import LanguageModel
     from steer.subspace import Subspace
+    from steer.workers import Workers
 
 
 @app.command(
@@ -136,6 +138,14 @@ def build(
         Path | None,
         typer.Option(help="Where unfinished work is kept. Default: in the user's cache."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that share the work out, each with a model, and a GPU where there are.",
+        ),
+    ] = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Build a bundle from the model's own answers; one that was stopped goes on where it was."""
     given: dict[str, Any] = {
@@ -190,10 +200,13 @@ def build(
     names = () if everything else trait or mixed or ()
     target = _output(output, is_default=model is None and not names)
     traits = [_trait(name) for name in names] or None
+    if ray_address is not None and workers is None:
+        raise InputError("--ray-address is for several workers; add --workers")
     begin = time.perf_counter()
     try:
-        using = model if dtype is None else _loaded(model, dtype)
-        bundle = make(using, traits, work_dir=work_dir, progress=True)
+        using = _loaded(model, dtype)
+        with _several(using, model, workers, ray_address) as several:
+            bundle = make(using, traits, work_dir=work_dir, workers=several, progress=True)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on with this build where it stopped", "yellow")
         raise typer.Exit(INTERRUPTED) from None
@@ -212,15 +225,27 @@ def build(
     )
 
 
-def _loaded(model: str | None, dtype: str) -> LanguageModel:
-    """The model in a precision."""
-    if dtype not in ("float32", "bfloat16", "float16"):
+def _loaded(model: str | None, dtype: str | None) -> LanguageModel:
+    """The model in a precision; None for that which it usually has."""
+    if dtype not in (None, "float32", "bfloat16", "float16"):
         raise InputError(f"--dtype: expected float32, bfloat16 or float16, got {dtype!r}")
     import torch
 
     from steer.models import load_model
 
-    return load_model(model, dtype=getattr(torch, dtype))
+    return load_model(model, dtype=None if dtype is None else getattr(torch, dtype))
+
+
+def _several(
+    language_model: LanguageModel, model: str | None, number: int | None, address: str | None
+) -> AbstractContextManager[Workers | None]:
+    """Workers beside this process; none if none are asked for."""
+    if number is None:
+        return nullcontext()
+    from steer.cluster import LOCAL
+    from steer.ray_workers import ray_workers
+
+    return ray_workers(language_model, model, number, address or LOCAL)
 
 
 def _report_subspace(pair_set: PairSet, subspace: Subspace) -> None:

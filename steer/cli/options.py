@@ -55,6 +55,13 @@ MethodName = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Use a bundle built on another model.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT|auto",
+        help="A running Ray cluster. Default: processes on this machine.",
+    ),
+]
 Compose = Annotated[
     bool,
     typer.Option("--compose", help="Mix the traits' edits, also where a portfolio would serve."),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
-import time
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -20,15 +20,14 @@ from steer.cli.options import (
     Model,
     NoKeys,
     Port,
+    RayAddress,
     Rows,
     check_reach,
 )
 from steer.errors import InputError, SteerError
 
 if TYPE_CHECKING:
-    from steer.serve.server import EngineName
-
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+    from steer.serve.server import EngineName, Settings
 
 
 @app.command(epilog="Example: [bold]steer serve --port 8000[/bold]")
@@ -67,6 +66,14 @@ def serve(
             help="For vLLM, such as '{\"tensor_parallel_size\": 2}': arguments of its engine.",
         ),
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Engines behind the address, each with a GPU where there are."),
+    ] = None,
+    replica_cpus: Annotated[
+        int, typer.Option(min=1, help="Cores of a replica, where there is no GPU.")
+    ] = 1,
+    ray_address: RayAddress = None,
     force: Force = False,
 ) -> None:
     """Serve the model to many people at once, each request with weights of its own.
@@ -75,8 +82,7 @@ def serve(
     "strength"; GET /docs tells of all.
     """
     try:
-        from steer.serve.listen import listen
-        from steer.serve.server import Settings, make_app
+        from steer.serve.server import Settings
         from steer.serve.service import Limits
     except ImportError as error:
         raise SteerError(
@@ -105,12 +111,42 @@ def serve(
         open_to_all=settings.tenants.open and not no_keys,
         instead="give --keys FILE, or --no-keys if that is meant",
     )
+    if replicas is None:
+        if ray_address is not None:
+            raise InputError("--ray-address is for several engines; add --replicas")
+        _serve_one(settings, host, port)
+    else:
+        _serve_replicas(settings, host, port, replicas, replica_cpus, ray_address)
+
+
+def _serve_one(settings: Settings, host: str, port: int) -> None:
+    from steer.serve.listen import listen
+    from steer.serve.logs import log_as_json
+    from steer.serve.server import make_app
+
     with doing("loading the model"):
         application = make_app(settings)
-    _log_as_json()
+    log_as_json()
     served = application.state.service.model
     out.print(f"serving {served} at http://{host}:{port}/v1")
     listen(application, host, port, settings.limits.shutdown_seconds)
+
+
+def _serve_replicas(
+    settings: Settings, host: str, port: int, number: int, cpus: int, address: str | None
+) -> None:
+    from steer.cluster import LOCAL
+    from steer.serve.replicas import Replicas, replicated
+
+    # An end in good order, as Ctrl-C is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.ExitStack() as stack:
+        with doing(f"starting {number} replicas"):
+            replicas = Replicas(number, address or LOCAL, cpus)
+            stack.enter_context(replicated(settings, replicas, host, port))
+        out.print(f"{number} replicas serve at http://{host}:{port}/v1")
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
 
 
 def _json_object(text: str | None) -> dict[str, Any]:
@@ -121,31 +157,3 @@ def _json_object(text: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"--engine-options: expected a JSON object, got {text!r}")
     return found
-
-
-class _Json(logging.Formatter):
-    """One JSON object a line: time, level, event, and what the record adds."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        added = {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "time": f"{at}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **added,
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def _log_as_json() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Json())
-    for name in ("steer", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
-        logger.setLevel(logging.INFO)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -32,13 +32,21 @@ class Access:
     origins: tuple[str, ...] = ()
 
 
-def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa: B008  (frozen)
+def create_app(
+    service: Service,
+    access: Access = Access(),  # noqa: B008  (frozen)
+    metrics: Callable[[], Awaitable[bytes]] | None = None,
+) -> FastAPI:
     """The application of one served model.
 
     Args:
         service: What answers; its engine is started and stopped with the application.
         access: Who may ask.
+        metrics: What Prometheus is told; None for the service's own.
     """
+
+    async def own_metrics() -> bytes:
+        return service.metrics.text()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,6 +64,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         lifespan=lifespan,
     )
     app.state.service, app.state.access, app.state.began = service, access, int(time.time())
+    app.state.metrics = own_metrics if metrics is None else metrics
     app.include_router(router)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from steer.serve.problems import problem
+from steer.serve.problem_body import problem
 from steer.serve.service import Service
 
 log = logging.getLogger("steer.serve")

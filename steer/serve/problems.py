@@ -12,16 +12,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from steer.errors import BundleFormatError, InputError, SteerError
+from steer.serve.problem_body import problem
 from steer.serve.service import BusyError, FailedError, LateError, NotFoundError
 
 log = logging.getLogger("steer.serve")
 
-_KINDS = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-}
 _STATUS: tuple[tuple[type[SteerError], int], ...] = (
     (NotFoundError, 404),
     (BusyError, 429),
@@ -35,14 +30,6 @@ _STATUS: tuple[tuple[type[SteerError], int], ...] = (
 def status_of(error: SteerError) -> int:
     """The status that tells of an error."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-
-
-def problem(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """The body that tells of one."""
-    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    if status == 429:
-        kind = "rate_limit_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
 
 
 async def _steer_error(request: Request, error: Exception) -> Response:

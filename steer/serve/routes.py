@@ -17,7 +17,9 @@ from starlette.types import Receive, Scope, Send
 from steer.errors import SteerError
 from steer.profile import summary
 from steer.profile_file import from_bytes
-from steer.serve.problems import ERRORS, problem, status_of
+from steer.serve.metrics import Metrics
+from steer.serve.problem_body import problem
+from steer.serve.problems import ERRORS, status_of
 from steer.serve.service import Answering, Asked, NotFoundError, Service
 from steer.serve.shapes import ChatShape, Shape, TextShape, usage
 from steer.serve.store import LONGEST_NAME, Person
@@ -159,9 +161,9 @@ async def health(service: Serving) -> Response:
 
 
 @router.get("/metrics")
-async def metrics(service: Serving) -> Response:
+async def metrics(request: Request) -> Response:
     """For Prometheus."""
-    return Response(service.metrics.text(), media_type=service.metrics.content_type)
+    return Response(await request.app.state.metrics(), media_type=Metrics.content_type)
 
 
 def _told(user: str, person: Person) -> dict[str, Any]:

@@ -5,8 +5,8 @@ The settings are plain values, so that they can be sent to another process or ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from steer.resources import data_dir, state_dir
 from steer.serve.app import Access, create_app
 from steer.serve.engine import Engine
 from steer.serve.service import Limits, Service
-from steer.serve.store import Store
+from steer.serve.store import Store, absolute_url
 from steer.serve.tenants import Tenants
 from steer.steerer import DEFAULT_BUNDLE, Steerer, load
 
@@ -62,6 +62,19 @@ class Settings:
         if self.rows is not None and self.engine != "transformers":
             raise InputError("rows are for transformers' engine; vLLM's option is max_num_seqs")
 
+    def absolute(self) -> Settings:
+        """The same for a process in another folder, or with another environment."""
+        model = self.model
+        if model is not None and Path(model).exists():
+            model = str(Path(model).absolute())
+        return replace(
+            self,
+            model=model,
+            bundle=None if self.bundle is None else self.bundle.absolute(),
+            keys=None if self.keys is None else self.keys.absolute(),
+            store=absolute_url(self.store or _default_store()),
+        )
+
     @property
     def tenants(self) -> Tenants:
         """Who may ask.
@@ -83,9 +96,18 @@ def make_service(settings: Settings) -> Service:
     return Service(steerer, engine, Store(settings.store or _default_store()), settings.limits)
 
 
-def make_app(settings: Settings) -> FastAPI:
-    """The application that serves."""
-    return create_app(make_service(settings), Access(settings.tenants, settings.origins))
+def make_app(settings: Settings, metrics: Callable[[], Awaitable[bytes]] | None = None) -> FastAPI:
+    """The application that serves.
+
+    Args:
+        settings: What it is told.
+        metrics: What Prometheus is told; None for the service's own.
+
+    Raises:
+        SteerError: As `make_service`.
+    """
+    access = Access(settings.tenants, settings.origins)
+    return create_app(make_service(settings), access, metrics)
 
 
 def _plain(settings: Settings, bundle: Path) -> tuple[Steerer, Engine]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -29,6 +30,7 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    make_url,
     select,
     update,
 )
@@ -241,6 +243,22 @@ def check_person(name: str) -> str:
             f"{name!r:.80}"
         )
     return name
+
+
+def absolute_url(url: str) -> str:
+    """A database's URL for a process in another folder.
+
+    Raises:
+        InputError: If it is no such URL.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise InputError(f"store: expected a database URL: {error}") from error
+    file = parsed.database
+    if parsed.get_backend_name() != "sqlite" or not file or file.startswith((":", "file:")):
+        return url
+    return parsed.set(database=str(Path(file).absolute())).render_as_string(hide_password=False)
 
 
 def _key(tenant: str, name: str) -> tuple[Any, Any]:
