@@ -33,6 +33,7 @@ from steer.cli.options import (
     weights_of,
 )
 from steer.errors import InputError, SteerError
+from steer.sliders import Sliders
 
 if TYPE_CHECKING:
     from steer.generation import DecodingOptions
@@ -100,16 +101,16 @@ class Conversation:
         seed: int | None,
     ) -> None:
         self._steerer = steerer
-        self._sliders = {name: value for name, value in sliders.items() if value > 0}
-        self._strength = strength
+        self._values = dict(sliders)
+        self._knob = strength
         self._options = options
         self._seed = seed
         self._messages: list[Mapping[str, str]] = []
 
     @property
-    def amount(self) -> float:
-        """The strength of the next answer: a slider at half asks for half the dose."""
-        return min(1.0, max(self._sliders.values(), default=0.0)) * self._strength
+    def sliders(self) -> Sliders:
+        """What the next answer is asked for."""
+        return Sliders(self._values, self._knob)
 
     def run(self) -> None:
         """Answer lines of stdin until they end or `/quit`."""
@@ -140,11 +141,12 @@ class Conversation:
     def _answer(self, text: str) -> None:
         self._messages.append({"role": "user", "content": text})
         pieces: list[str] = []
+        sliders = self.sliders
         try:
             stream = self._steerer.stream(
                 self._messages,
-                self._sliders or None,
-                strength=self.amount,
+                sliders.weights,
+                strength=sliders.strength,
                 seed=self._seed,
                 **self._options,
             )
@@ -167,7 +169,7 @@ class Conversation:
         elif name == "/strength" and len(arguments) == 1:
             from steer.weights import check_strength
 
-            self._strength = check_strength(parse_number(arguments[0], "strength"))
+            self._knob = check_strength(parse_number(arguments[0], "strength"))
             self._show_weights()
         elif name == "/weights" and not arguments:
             self._show_weights()
@@ -191,20 +193,21 @@ class Conversation:
             raise InputError(f"unknown trait {name!r}; known traits: {', '.join(traits)}")
         if not math.isfinite(value) or value < 0:
             raise InputError(f"slider {name!r}: expected a number >= 0, got {value:g}")
-        self._sliders.pop(name, None)
+        self._values.pop(name, None)
         if value > 0:
-            self._sliders[name] = value
+            self._values[name] = value
         self._show_weights()
 
     def _show_weights(self) -> None:
-        if not self._sliders:
-            self._note(f"No trait is set: answers are unsteered (/strength {self._strength:g}).")
+        weights = self.sliders.weights
+        if weights is None:
+            self._note(f"No trait is set: answers are unsteered (/strength {self._knob:g}).")
             return
-        total = sum(self._sliders.values())
+        total = sum(weights.values())
         shares = ", ".join(
-            f"{name} {value:g} ({value / total:.0%})" for name, value in self._sliders.items()
+            f"{name} {value:g} ({value / total:.0%})" for name, value in weights.items()
         )
-        self._note(f"{shares}; strength {self.amount:g}")
+        self._note(f"{shares}; strength {self.sliders.strength:g}")
 
     def _note(self, text: str) -> None:
         out.print(Text(text, style="dim"), soft_wrap=True)

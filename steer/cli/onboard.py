@@ -17,10 +17,7 @@ from steer.cli.options import BundleFile, bundle_path
 from steer.errors import InputError
 
 if TYPE_CHECKING:
-    from steer.asking import Service
-    from steer.portfolio import Portfolio
-    from steer.preference import Preference
-    from steer.questions import Question
+    from steer.onboarding import Onboarding, Shown
 
 _WIDTH = 30
 _WORDS = 130
@@ -48,8 +45,8 @@ def onboard(
     bundle: BundleFile = None,
 ) -> None:
     """Find out what you prefer by a few choices between two answers; needs no model."""
-    from steer.asking import service
     from steer.bundle import Bundle
+    from steer.onboarding import Onboarding
     from steer.preference import Preference
     from steer.wishes import weights_from_words
 
@@ -71,55 +68,36 @@ def onboard(
     else:
         weights = None if wish is None else weights_from_words(wish, portfolio.traits)
         preference = Preference.of(edits, weights, seed=seed)
-    preference = _ask(preference, portfolio, questions, regret, seed)
-    _tell(preference, portfolio, service(preference.posterior, portfolio.measured, portfolio.kept))
+    onboarding = _ask(
+        Onboarding.begin(preference, portfolio, most=questions, regret=regret, seed=seed)
+    )
+    _tell(onboarding)
     if output is not None:
-        preference.save(output)
+        onboarding.preference.save(output)
         out.print(Text(f"kept in {output}"))
 
 
-def _ask(
-    preference: Preference, portfolio: Portfolio, number: int, regret: float, seed: int
-) -> Preference:
+def _ask(onboarding: Onboarding) -> Onboarding:
     """Ask until what is served is good enough, or the person has had enough."""
-    import numpy as np
-
-    from steer.asking import best_question, service
-    from steer.questions import questions_of
-
-    left = questions_of(portfolio.answered)
-    rng = np.random.default_rng(seed)
-    for count in range(1, number + 1):
-        now = service(preference.posterior, portfolio.measured, portfolio.kept)
-        if now.certified < regret or not left:
-            break
-        differences = np.array([question.difference for question in left])
-        chosen = best_question(
-            preference.posterior, differences, portfolio.measured, portfolio.kept
-        )
-        question = left.pop(chosen)
-        swapped = bool(rng.integers(2))
-        answer = _choice(question, count, number, swapped=swapped)
+    while (shown := onboarding.question) is not None:
+        answer = _choice(shown, onboarding.most)
         if answer == "q":
-            break
-        if answer != "s":
-            first = (answer == "1") != swapped
-            preference = preference.answered(question, first=first)
-    return preference
+            return onboarding.ended()
+        onboarding = onboarding.after(None if answer == "s" else int(answer) - 1)
+    return onboarding
 
 
-def _choice(question: Question, count: int, number: int, *, swapped: bool) -> str:
+def _choice(shown: Shown, most: int) -> str:
     """Show a question and read 1, 2, s or q; the end of the input is q."""
-    shown = [question.first, question.second]
-    if swapped:
-        shown.reverse()
-    table = Table(box=SIMPLE_HEAD, title=Text(question.prompt, style="bold"), expand=True)
+    table = Table(box=SIMPLE_HEAD, title=Text(shown.prompt, style="bold"), expand=True)
     for side in ("1", "2"):
         table.add_column(side, ratio=1, overflow="fold")
-    table.add_row(*(Text(_cut(answer)) for answer in shown))
+    table.add_row(*(Text(_cut(answer)) for answer in shown.answers))
     out.print()
     out.print(table)
-    out.print(f"{count} of at most {number}. Which do you prefer? (1, 2, s skips, q ends) ", end="")
+    out.print(
+        f"{shown.number} of at most {most}. Which do you prefer? (1, 2, s skips, q ends) ", end=""
+    )
     for line in sys.stdin:
         answer = line.strip().lower()
         if answer in ("1", "2", "s", "q"):
@@ -137,8 +115,9 @@ def _cut(answer: str) -> str:
     return f"{' '.join(words[:_WORDS])} ... ({len(words)} words in all)"
 
 
-def _tell(preference: Preference, portfolio: Portfolio, served: Service) -> None:
+def _tell(onboarding: Onboarding) -> None:
     """What was found out: a picture of the posterior, and who serves it."""
+    preference = onboarding.preference
     table = Table(box=SIMPLE_HEAD)
     table.add_column("you want", no_wrap=True)
     table.add_column("weight", justify="right")
@@ -150,15 +129,7 @@ def _tell(preference: Preference, portfolio: Portfolio, served: Service) -> None
         table.add_row(name, f"{weight:.2f}", f"{low:.2f} to {high:.2f}", _bar(weight, low, high))
     out.print()
     out.print(table)
-    number = portfolio.number(served.chosen)
-    name = f"entry {number}" if number else "the unsteered model"
-    out.print(
-        Text(
-            f"You are served by {name}. It may lose {served.expected:.3f} in J against the best "
-            f"edit for you, 95% sure less than {served.certified:.3f}."
-        ),
-        soft_wrap=True,
-    )
+    out.print(Text(onboarding.told), soft_wrap=True)
     out.print(Text(f"In words: {preference.summary}"), soft_wrap=True)
 
 
