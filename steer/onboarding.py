@@ -1,9 +1,9 @@
 """A few choices between two answers, and what a person is served by them.
 
-    onboarding = Onboarding.begin(Preference.of(bundle), bundle.portfolio)
-    while (question := onboarding.question) is not None:
-        onboarding = onboarding.after(...)   # which of question.answers they prefer
-    onboarding.preference.weights
+onboarding = Onboarding.begin(Preference.of(bundle), bundle.portfolio)
+while (question := onboarding.question) is not None:
+    onboarding = onboarding.after(...)   # which of question.answers they prefer
+onboarding.preference.weights
 """
 
 from __future__ import annotations

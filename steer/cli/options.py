@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,6 +78,16 @@ NgramSize = Annotated[
 MaxNewTokens = Annotated[
     int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 384.")
 ]
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")]
+NoKeys = Annotated[
+    bool, typer.Option("--no-keys", help="Let everybody in who reaches the address.")
+]
+Rows = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most answers written at once. Default: 16 on a CPU, else 256."),
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 
 
 def decoding_options(
@@ -181,3 +192,24 @@ def load_steerer(
         edits.profile(profile)
     with doing("loading the model"):
         return load(model, edits, force=force)
+
+
+def check_reach(host: str, *, open_to_all: bool, instead: str) -> None:
+    """Refuse to listen where others could come in unasked.
+
+    Args:
+        host: Address to listen on.
+        open_to_all: Whether whoever reaches it may use it.
+        instead: What to do about that.
+    """
+    if open_to_all and not _is_loopback(host):
+        raise InputError(
+            f"anybody who reaches {host} could use the model and read stored people; {instead}"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

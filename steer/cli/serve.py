@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import time
@@ -13,7 +12,17 @@ import typer
 
 from steer.cli.app import app
 from steer.cli.console import doing, out
-from steer.cli.options import BundleFile, Force, Model
+from steer.cli.options import (
+    BundleFile,
+    Force,
+    Host,
+    MaxTokens,
+    Model,
+    NoKeys,
+    Port,
+    Rows,
+    check_reach,
+)
 from steer.errors import InputError, SteerError
 
 if TYPE_CHECKING:
@@ -26,8 +35,8 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 def serve(
     model: Model = None,
     bundle: BundleFile = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     store: Annotated[
         str | None,
         typer.Option(
@@ -39,19 +48,14 @@ def serve(
     keys: Annotated[
         Path | None, typer.Option(help="File of API keys: `tenant: key` in each line.")
     ] = None,
-    no_keys: Annotated[
-        bool, typer.Option("--no-keys", help="Let everybody in who reaches the address.")
-    ] = False,
+    no_keys: NoKeys = False,
     origin: Annotated[
         list[str] | None,
         typer.Option(help="Pages that may ask from a browser, such as https://example.org."),
     ] = None,
-    rows: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most answers written at once. Default: 16 on a CPU, else 256."),
-    ] = None,
+    rows: Rows = None,
     queue: Annotated[int, typer.Option(min=1, help="Most answers written or waiting.")] = 256,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 2048,
+    max_tokens: MaxTokens = 2048,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds an answer may take.")] = 300.0,
     engine: Annotated[
         str, typer.Option(metavar="transformers|vllm", help="What runs the model.")
@@ -71,8 +75,7 @@ def serve(
     "strength"; GET /docs tells of all.
     """
     try:
-        import uvicorn
-
+        from steer.serve.listen import listen
         from steer.serve.server import Settings, make_app
         from steer.serve.service import Limits
     except ImportError as error:
@@ -97,24 +100,17 @@ def serve(
         engine_options=_json_object(engine_options),
         rows=rows,
     )
-    if settings.tenants.open and not no_keys and not _is_loopback(host):
-        raise InputError(
-            f"anybody who reaches {host} could use the model and read stored people; give --keys "
-            "FILE, or --no-keys if that is meant"
-        )
+    check_reach(
+        host,
+        open_to_all=settings.tenants.open and not no_keys,
+        instead="give --keys FILE, or --no-keys if that is meant",
+    )
     with doing("loading the model"):
         application = make_app(settings)
     _log_as_json()
     served = application.state.service.model
     out.print(f"serving {served} at http://{host}:{port}/v1")
-    uvicorn.run(
-        application,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=round(settings.limits.shutdown_seconds),
-    )
+    listen(application, host, port, settings.limits.shutdown_seconds)
 
 
 def _json_object(text: str | None) -> dict[str, Any]:
@@ -125,13 +121,6 @@ def _json_object(text: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"--engine-options: expected a JSON object, got {text!r}")
     return found
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class _Json(logging.Formatter):

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -386,7 +386,7 @@ class Answering:
                 self._service.engine.cancel(name)
             self._service.in_flight -= len(self._names)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The pieces of all answers, as they come.
 
         Raises:
