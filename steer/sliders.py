@@ -24,7 +24,7 @@ class Sliders:
 
     @property
     def weights(self) -> dict[str, float] | None:
-        """Of the traits that are asked for; None if there are none, which is the unsteered model."""
+        """Of the traits that are asked for; None for the unsteered model, if there are none."""
         return {name: value for name, value in self.values.items() if value > 0} or None
 
     @property

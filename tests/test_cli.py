@@ -1048,3 +1048,17 @@ def test_a_server_that_anybody_could_reach_wants_keys(steer, tmp_path) -> None:
     fails(steer("serve", "--keys", str(tmp_path / "none")), 2, "not a readable file of keys")
     fails(steer("serve", "--store", "nosuch"), 2, "database URL")
     fails(steer("serve", "--rows", "0"), 2, "--rows")
+
+
+# --- play ----------------------------------------------------------------------------------------
+
+
+def test_a_playground_is_for_oneself_unless_that_is_not_meant(steer) -> None:
+    pytest.importorskip("gradio", reason="the playground needs pip install 'steer-engine[play]'")
+    fails(steer("play", "--host", "0.0.0.0"), 2, "0.0.0.0", "--no-keys")
+
+
+def test_a_playground_says_what_it_needs(steer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "steer.play.page", raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    fails(steer("play"), 1, "pip install 'steer-engine[play]'")

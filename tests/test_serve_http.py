@@ -62,12 +62,15 @@ def client() -> Iterator[TestClient]:
 
 
 @contextlib.contextmanager
-def a_server(app) -> Iterator[str]:
+def a_server(app, shutdown_seconds: int | None = None) -> Iterator[str]:
     """A real server in a thread; its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None))
+    config = uvicorn.Config(
+        app, port=port, log_config=None, timeout_graceful_shutdown=shutdown_seconds
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -45,13 +45,15 @@ TOKENS = 24
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, folder: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(
+    *arguments: str, folder: object, how: str = "serve"
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The command in a process of its own, and where it listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "XDG_DATA_HOME": str(folder)}
-    command = [sys.executable, "-m", "steer.cli", "serve", "--port", str(port), *arguments]
+    command = [sys.executable, "-m", "steer.cli", how, "--port", str(port), *arguments]
     process = subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 from steer.cli.app import app
 from steer.cli.console import doing, out
 from steer.cli.options import (
@@ -16,6 +19,8 @@ from steer.cli.options import (
     check_reach,
 )
 from steer.errors import SteerError
+
+_SHUTDOWN = 2.0  # an open page never lets go by itself
 
 
 @app.command(epilog="Example: [bold]steer play[/bold], then open http://127.0.0.1:8000/play")
@@ -45,7 +50,11 @@ def play(
 
     check_reach(host, open_to_all=not no_keys, instead="give --no-keys if that is meant")
     usual = Limits()
-    limits = Limits(answer_tokens=max_tokens, default_tokens=min(usual.default_tokens, max_tokens))
+    limits = Limits(
+        answer_tokens=max_tokens,
+        default_tokens=min(usual.default_tokens, max_tokens),
+        shutdown_seconds=_SHUTDOWN,
+    )
     settings = Settings(
         model=model, bundle=bundle, force=force, store="sqlite://", limits=limits, rows=rows
     )
@@ -54,4 +63,11 @@ def play(
         mount(application, application.state.service)
     shown = f"[{host}]" if ":" in host else host
     out.print(f"playground at http://{shown}:{port}/play")
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     listen(application, host, port, limits.shutdown_seconds)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record tells more than that a page was open when the server ended."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError) and "graceful shutdown" not in record.msg

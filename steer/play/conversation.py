@@ -6,7 +6,7 @@ Both answers to a prompt are two rows of one batch, so they come at the same pac
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -76,7 +76,7 @@ class Conversation:
 
 async def answers(
     service: Service, before: Conversation, prompt: str, sliders: Sliders, decoding: Decoding
-) -> AsyncIterator[Conversation]:
+) -> AsyncGenerator[Conversation, None]:
     """The conversation, as both answers to a prompt are written.
 
     Whoever leaves the loop early closes it, which gives both up.

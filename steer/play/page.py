@@ -64,7 +64,7 @@ def mount(app: FastAPI, service: Service) -> FastAPI:
     async def manifest() -> dict[str, str]:
         return {"name": "steer play", "display": "browser"}
 
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         Playground(service).blocks,
         PATH,
@@ -82,6 +82,7 @@ def mount(app: FastAPI, service: Service) -> FastAPI:
         ),
         css=(_HERE / "page.css").read_text(),
     )
+    return app
 
 
 class Playground:
@@ -327,7 +328,8 @@ class Playground:
         return {self._triangle: Point(traits, sliders.shares(traits)).told}
 
     def _slid(self, sliders: Sliders) -> Update:
-        return {one: sliders.values[one.label] for one in self._sliders}
+        values = (sliders.values[name] for name in self._traits)
+        return dict(zip(self._sliders, values, strict=True))
 
     def _told(self, sliders: Sliders) -> Update:
         found = why(self._bundle, sliders)

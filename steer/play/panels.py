@@ -10,8 +10,8 @@ from steer.play.mixture_map import RADIUS, MixtureMap
 from steer.play.why import Why
 
 WELCOME = (
-    "<h3>You need not know your weights</h3><p>You are shown a prompt with two answers, a few times, "
-    "and say which you prefer. What you answer tells how much each trait matters to you; the "
+    "<h3>You need not know your weights</h3><p>A few times you are shown a prompt with two "
+    "answers, and say which you prefer. That tells how much each trait matters to you. The "
     "questions stop as soon as it is clear which edit serves you.</p>"
 )
 DONE = (
@@ -56,9 +56,9 @@ def _bar(before: float, after: float | None) -> str:
     low, high = sorted((before, end))
     kind = "up" if end >= before else "down"
     return (
-        f"<span class='track'><span class='base' style='width:{100 * low:.1f}%'></span>"
-        f"<span class='{kind}' style='left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%'></span>"
-        f"<i class='tick' style='left:{100 * before:.1f}%'></i></span>"
+        f"<span class='track'><span class='base' style='width:{low:.1%}'></span>"
+        f"<span class='{kind}' style='left:{low:.1%};width:{high - low:.1%}'></span>"
+        f"<i class='tick' style='left:{before:.1%}'></i></span>"
     )
 
 
@@ -155,9 +155,8 @@ def known_panel(onboarding: Onboarding) -> str:
 
 def _interval(weight: float, low: float, high: float) -> str:
     return (
-        f"<span class='track'><span class='up' style='left:{100 * low:.1f}%;"
-        f"width:{100 * (high - low):.1f}%'></span>"
-        f"<i class='dot' style='left:{100 * weight:.1f}%'></i></span>"
+        f"<span class='track'><span class='up' style='left:{low:.1%};width:{high - low:.1%}'>"
+        f"</span><i class='dot' style='left:{weight:.1%}'></i></span>"
     )
 
 

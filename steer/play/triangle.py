@@ -95,7 +95,7 @@ def hex_colours(portfolio: Portfolio) -> list[str]:
 def numbers(portfolio: Portfolio, weights: Float64) -> NDArray[np.int64]:
     """Which entry serves each mixture (m, d); 0 is the unsteered model."""
     served = route(portfolio.measured, portfolio.kept, weights)
-    return np.argmax(served[:, None] == np.array((0, *portfolio.kept)), axis=1)
+    return np.asarray(np.argmax(served[:, None] == np.array((0, *portfolio.kept)), axis=1))
 
 
 def regions(portfolio: Portfolio | None, traits: Sequence[str]) -> list[Region]:
