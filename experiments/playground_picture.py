@@ -94,12 +94,17 @@ def main() -> None:
     options = parser.parse_args()
     with browser(scheme=options.scheme) as context:
         page = opened(context, options.url)
-        for trait, value in {"brevity": 0.8, "simplicity": 0.0, "formality": 0.3}.items():
+        for trait, value in {
+            "brevity": 1.0,
+            "simplicity": 0.6,
+            "formality": 0,
+            "warmth": 0.4,
+        }.items():
             slide(page, trait, value)
-        slide(page, "warmth", 1.0)
-        page.locator("#triangle .pick.left").select_option("warmth")
-        expect(page.locator("#triangle .read")).to_contain_text("warmth 48%")
-        ask(page, "I failed my driving test. What now?")
+        page.locator("#triangle .pick.right").select_option("warmth")
+        expect(page.locator("#triangle .read")).to_contain_text("warmth 20%")
+        ask(page, "How do I sleep better?")
+        page.locator("#unsteered .bubble-wrap").evaluate("pane => { pane.scrollTop = 0; }")
         page.locator("#header").click()
         drawn = page.screenshot()
     # 256 colours: a third of the size, and no difference to see.

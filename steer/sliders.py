@@ -6,7 +6,7 @@ way asks for half the dose.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 
@@ -31,12 +31,6 @@ class Sliders:
     def strength(self) -> float:
         """Of an answer: the largest slider, as far as it goes up to 1, times the knob."""
         return min(1.0, max(self.values.values(), default=0.0)) * self.knob
-
-    def shares(self, traits: Sequence[str]) -> tuple[float, ...]:
-        """Of some traits alone, summing to one; alike if none of them is asked for."""
-        values = [self.values.get(name, 0.0) for name in traits]
-        total = sum(values)
-        return tuple(value / total if total else 1 / len(values) for value in values)
 
     def mixing(self, shares: Mapping[str, float]) -> Sliders:
         """The same amount of another mixture; as much as there can be where nothing was asked for.

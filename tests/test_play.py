@@ -66,13 +66,14 @@ def test_a_point_of_the_triangle_changes_the_mixture_and_not_the_amount(values, 
     assert moved.strength == pytest.approx(0.7 * (largest or 1.0), abs=1e-3)
     assert set(moved.weights or {}) <= set(traits) and moved.knob == 0.7
     if largest > 0.1:  # sliders have three digits
-        total = sum(shares)
-        assert moved.shares(traits) == pytest.approx([s / total for s in shares], abs=0.02)
+        total = sum(moved.values[name] for name in traits)
+        for name, share in zip(traits, shares, strict=True):
+            assert moved.values[name] / total == pytest.approx(share / sum(shares), abs=0.02)
 
 
 def test_what_the_page_says_of_a_point_is_checked():
     at = Point.read({"traits": ["a", "b", "c"], "shares": [1, 1, 2]}, "abcd")
-    assert at.told == {"traits": ["a", "b", "c"], "shares": [0.25, 0.25, 0.5]}
+    assert at == Point(("a", "b", "c"), (0.25, 0.25, 0.5))
     for traits, shares in [
         (["a", "b"], [1, 1]),
         (["a", "b", "b"], [1, 1, 1]),
@@ -121,7 +122,7 @@ def test_what_is_told_is_what_serves(values, knob):
         chosen = order[best[0]]
         assert figures["below the best measured edit"] == f"{value.max() - value[chosen]:.4f} in J"
         assert [one.served for one in told.earned] == FIVE.mean_rewards[chosen].tolist()
-        assert figures["from the unsteered model"] == f"{FIVE.kl[chosen]:.2f} nats a token"
+        assert figures["KL from the unsteered model"] == f"{FIVE.kl[chosen]:.2f} nats a token"
     assert [one.unsteered for one in told.earned] == FIVE.mean_rewards[0].tolist()
     assert sum(one.weight for one in told.earned) == pytest.approx(1)
     assert ("strength 1" in told.reason) == (sliders.strength != 1)

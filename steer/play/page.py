@@ -137,7 +137,7 @@ class Playground:
         if len(self._traits) >= 3:
             traits = self._traits[:3]
             self._triangle = gr.HTML(
-                Point(traits, self._start.shares(traits)).told,
+                {"values": dict(self._start.values), "traits": list(traits)},
                 html_template=(_HERE / "triangle.html").read_text(),
                 js_on_load=(_HERE / "triangle.js").read_text(),
                 apply_default_css=False,
@@ -166,7 +166,7 @@ class Playground:
             _, self._unsteered = self._pane("unsteered")
         with gr.Row(elem_id="ask"):
             self._box = gr.Textbox(
-                placeholder="Say something to both of them",
+                placeholder="Say something to both",
                 label="What you say",
                 show_label=False,
                 submit_btn=True,
@@ -219,16 +219,12 @@ class Playground:
             "trigger_mode": "always_last",
             "api_visibility": "private",
         }
-        if self._triangle is None:
-            for one in manner:
-                one.input(self._told, manner, told, **quick)
-            return
+        triangle = [] if self._triangle is None else [self._triangle]
         for one in manner:
-            one.input(self._moved, [self._triangle, *manner], [self._triangle, *told], **quick)
-        self._triangle.input(
-            self._pulled, [self._triangle, *manner], [*self._sliders, *told], **quick
-        )
-        self._triangle.select(self._cornered, [self._triangle, *manner], [self._triangle], **quick)
+            one.input(self._moved, manner, [*triangle, *told], **quick)
+        for point in triangle:
+            point.input(self._pulled, [point, *manner], [*self._sliders, *told], **quick)
+            point.select(self._cornered, [point], [point], **quick)
 
     def _bind_talk(self, again: gr.Button, anew: gr.Button) -> None:
         inputs = [self._box, self._talk, *self._decoding, self._knob, *self._sliders]
@@ -299,10 +295,10 @@ class Playground:
 
     # --- The manner -------------------------------------------------------------------------------
 
-    def _moved(self, point: Any, knob: float, *values: float) -> Update:
+    def _moved(self, knob: float, *values: float) -> Update:
         """A slider was moved: the triangle's point follows."""
         sliders = self._set(knob, values)
-        return {**self._told(sliders), **self._pointed(point, sliders)}
+        return {**self._told(sliders), **self._pointed(sliders)}
 
     def _pulled(self, point: Any, knob: float, *values: float) -> Update:
         """The triangle's point was moved: the sliders follow, those of other traits to 0."""
@@ -310,9 +306,9 @@ class Playground:
         sliders = self._set(knob, values).mixing(dict(zip(at.traits, at.shares, strict=True)))
         return {**self._slid(sliders), **self._told(sliders)}
 
-    def _cornered(self, point: Any, knob: float, *values: float) -> Update:
-        """Another trait was chosen for a corner; nothing else of the manner changes."""
-        return self._cornering(self._read(point).traits, self._set(knob, values))
+    def _cornered(self, point: Any) -> Update:
+        """Another trait was chosen for a corner; nothing of the manner changes."""
+        return {self._triangle: gr.HTML(**self._corners(self._read(point).traits))}
 
     def _set(self, knob: float, values: Sequence[float]) -> Sliders:
         return Sliders(dict(zip(self._traits, values, strict=True)), knob)
@@ -321,11 +317,8 @@ class Playground:
         with _errors_told():
             return Point.read(point, self._traits)
 
-    def _pointed(self, point: Any, sliders: Sliders) -> Update:
-        if self._triangle is None:
-            return {}
-        traits = self._read(point).traits
-        return {self._triangle: Point(traits, sliders.shares(traits)).told}
+    def _pointed(self, sliders: Sliders) -> Update:
+        return {} if self._triangle is None else {self._triangle: {"values": sliders.values}}
 
     def _slid(self, sliders: Sliders) -> Update:
         values = (sliders.values[name] for name in self._traits)
@@ -336,17 +329,13 @@ class Playground:
         place = {} if self._map is None else {self._place: panels.map_place(self._map, found)}
         return {self._why: panels.why_panel(found), **place}
 
-    def _cornering(self, traits: Sequence[str], sliders: Sliders) -> Update:
-        """The triangle with these traits at its corners, as far as there are three."""
-        if self._triangle is None or len(traits) < 3:
-            return {}
-        at = Point(tuple(traits), sliders.shares(traits))
-        return {self._triangle: gr.HTML(at.told, **self._corners(at.traits))}
-
     def _corners(self, traits: Sequence[str]) -> dict[str, Any]:
         """What the triangle is drawn from, beside its point."""
-        drawn = [asdict(one) for one in regions(self._portfolio, traits)]
-        return {"options": list(self._traits), "regions": drawn}
+        shapes = [asdict(one) for one in regions(self._portfolio, traits)]
+        return {
+            "options": list(self._traits),
+            "regions": {"traits": list(traits), "shapes": shapes},
+        }
 
     # --- The conversation -------------------------------------------------------------------------
 
@@ -366,10 +355,12 @@ class Playground:
             return
         decoding = Decoding(round(tokens), temperature, round(seed or 0))
         written = answers(self._service, talk, text.strip(), self._set(knob, values), decoding)
+        # Once: what is still on its way when somebody stops must not make the box busy again.
+        yield {self._box: _busy()}
         try:
             async with aclosing(written):
                 async for now in written:
-                    yield {self._box: _busy(), **self._heard(now)}
+                    yield self._heard(now)
         except SteerError as error:
             gr.Warning(str(error))
             yield {self._box: _ready(text), **self._heard(talk)}
@@ -427,8 +418,15 @@ class Playground:
             self._known: known,
             **self._slid(sliders),
             **self._told(sliders),
-            **self._cornering(sorted(weights, key=lambda name: -weights[name])[:3], sliders),
+            **self._turned(sorted(weights, key=lambda name: -weights[name])[:3], sliders),
         }
+
+    def _turned(self, traits: Sequence[str], sliders: Sliders) -> Update:
+        """The triangle with these traits at its corners, if they are three."""
+        if self._triangle is None or len(traits) < 3:
+            return {}
+        point = {"values": sliders.values, "traits": traits}
+        return {self._triangle: gr.HTML(point, **self._corners(traits))}
 
 
 @contextmanager

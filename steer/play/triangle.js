@@ -1,12 +1,16 @@
-// A point in a triangle: props.value is {traits: [top, left, right], shares: [...]}, props.options
-// all traits, props.regions who serves what. Moving the point triggers "input", choosing another
-// trait for a corner "select".
+// A point in a triangle. props.value is what moves it: {values: a slider's number by trait, traits:
+// for the corners, top, left and right, or none to leave them}. props.options are all traits,
+// props.regions who serves what of which traits. The page is told {traits, shares} with "input" when
+// the point is moved, and with "select" when a corner is given another trait. Which traits are at the
+// corners is known here alone, so that what is late from the server does not change them back.
 const SVG = "http://www.w3.org/2000/svg";
 const CORNERS = [[100, 0], [0, 173.2], [200, 173.2]];
 const svg = element.querySelector("svg");
 const point = element.querySelector(".point");
 const picks = [...element.querySelectorAll(".pick")];
-let value = { traits: [], shares: [1 / 3, 1 / 3, 1 / 3] };
+let traits = [];
+let values = {};
+let shares = [1 / 3, 1 / 3, 1 / 3];
 let dragging = false;
 let waiting = false;
 
@@ -17,12 +21,12 @@ function made(name, attributes, text) {
   return node;
 }
 
-function place(shares) {
+function place() {
   return [0, 1].map((axis) => shares.reduce((sum, share, i) => sum + share * CORNERS[i][axis], 0));
 }
 
-// Shares of the place, or of the nearest one inside.
-function shares([x, y]) {
+// Shares of the place, or of one near it that is inside.
+function sharesAt([x, y]) {
   const top = 1 - y / 173.2;
   const right = x / 200 - top / 2;
   const found = [top, 1 - top - right, right].map((share) => Math.max(0, share));
@@ -31,17 +35,17 @@ function shares([x, y]) {
 }
 
 function drawPoint() {
-  const [x, y] = place(value.shares);
+  const [x, y] = place();
   point.setAttribute("cx", x);
   point.setAttribute("cy", y);
-  const told = value.traits.map((name, i) => `${name} ${Math.round(100 * value.shares[i])}%`);
+  const told = traits.map((name, i) => `${name} ${Math.round(100 * shares[i])}%`);
   element.querySelector(".read").textContent = told.join(" · ");
 }
 
 function drawPicks() {
   picks.forEach((pick, corner) => {
     pick.replaceChildren(
-      ...props.options.map((name) => new Option(name, name, false, name === value.traits[corner])),
+      ...props.options.map((name) => new Option(name, name, false, name === traits[corner])),
     );
   });
 }
@@ -49,7 +53,9 @@ function drawPicks() {
 function drawRegions() {
   const shapes = [];
   const labels = [];
-  for (const one of props.regions) {
+  // Those of other traits were asked for before the corners changed again.
+  const mine = String(props.regions.traits) === String(traits);
+  for (const one of mine ? props.regions.shapes : []) {
     const shape = made("path", { d: one.path, fill: one.colour, stroke: one.colour });
     shape.append(made("title", {}, one.number ? `entry ${one.number}` : "the unsteered model"));
     shapes.push(shape);
@@ -59,16 +65,29 @@ function drawRegions() {
   element.querySelector(".labels").replaceChildren(...labels);
 }
 
-function take() {
-  if (dragging) return;
-  value = { traits: [...props.value.traits], shares: [...props.value.shares] };
-  drawPicks();
+// Where the sliders put the point; in the middle if none of the corners' is up.
+function follow() {
+  const mine = traits.map((name) => values[name] || 0);
+  const total = mine[0] + mine[1] + mine[2];
+  shares = mine.map((one) => (total ? one / total : 1 / 3));
   drawPoint();
+}
+
+function take() {
+  if (dragging || !props.value.values) return;
+  values = { ...props.value.values };
+  if (props.value.traits) {
+    traits = [...props.value.traits];
+    drawPicks();
+    drawRegions();
+  }
+  follow();
 }
 
 // No more than the page can draw.
 function move(found) {
-  value.shares = found;
+  shares = found;
+  values = Object.fromEntries(traits.map((name, i) => [name, shares[i]]));
   drawPoint();
   if (waiting) return;
   waiting = true;
@@ -79,7 +98,7 @@ function move(found) {
 }
 
 function tell(event) {
-  props.value = { traits: [...value.traits], shares: [...value.shares] };
+  props.value = { traits: [...traits], shares: [...shares] };
   trigger(event, {});
 }
 
@@ -87,7 +106,7 @@ function pointed(event) {
   const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(
     svg.getScreenCTM().inverse(),
   );
-  move(shares([at.x, at.y]));
+  move(sharesAt([at.x, at.y]));
 }
 
 svg.addEventListener("pointerdown", (event) => {
@@ -113,17 +132,19 @@ svg.addEventListener("keydown", (event) => {
   };
   const way = ways[event.key];
   if (event.key === "Home") move([1 / 3, 1 / 3, 1 / 3]);
-  else if (way) move(shares(place(value.shares).map((at, axis) => at + way[axis])));
+  else if (way) move(sharesAt(place().map((at, axis) => at + way[axis])));
   else return;
   event.preventDefault();
 });
 for (const pick of picks) {
   pick.addEventListener("change", () => {
     const corner = Number(pick.dataset.corner);
-    const other = value.traits.indexOf(pick.value);
-    if (other >= 0) value.traits[other] = value.traits[corner];
-    value.traits[corner] = pick.value;
+    const other = traits.indexOf(pick.value);
+    if (other >= 0) traits[other] = traits[corner];
+    traits[corner] = pick.value;
     drawPicks();
+    drawRegions();
+    follow();
     tell("select");
   });
 }
@@ -131,4 +152,3 @@ for (const pick of picks) {
 watch("value", take);
 watch("regions", drawRegions);
 take();
-drawRegions();

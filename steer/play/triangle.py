@@ -60,11 +60,6 @@ class Point:
         total = math.fsum(shares)
         return cls(tuple(traits), tuple(share / total for share in shares))
 
-    @property
-    def told(self) -> dict[str, list[Any]]:
-        """As the page has it."""
-        return {"traits": list(self.traits), "shares": [round(share, 4) for share in self.shares]}
-
 
 @dataclass(frozen=True)
 class Region:

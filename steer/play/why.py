@@ -97,13 +97,13 @@ def _routed(portfolio: Portfolio, entry: Entry) -> Why:
         name = f"entry {entry.number}"
         reason = (
             f"Of {len(portfolio.kept)} entries and the unsteered model it earns most here, "
-            f"J = {entry.value:.3f}."
+            f"J\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{entry.value:.3f}."
         )
     if entry.strength != 1:
         reason += f" The figures are of strength 1; you ask for {entry.strength:.2f}."
     worst = portfolio.certificate.delta.loss
     facts = (
-        Fact("from the unsteered model", f"{entry.kl:.2f} nats a token"),
+        Fact("KL from the unsteered model", f"{entry.kl:.2f} nats a token"),
         Fact("below the best measured edit", f"{entry.regret:.4f} in J"),
         Fact(f"ahead of {rival}", f"{ahead:.4f} in J"),
         Fact("certified for every mixture", f"at most {worst:.4f} in J"),
