@@ -220,8 +220,8 @@ class Playground:
             "api_visibility": "private",
         }
         triangle = [] if self._triangle is None else [self._triangle]
-        for one in manner:
-            one.input(self._moved, manner, [*triangle, *told], **quick)
+        # All in one, so that of many moves the answer to the last one comes last.
+        gr.on([one.input for one in manner], self._moved, manner, [*triangle, *told], **quick)
         for point in triangle:
             point.input(self._pulled, [point, *manner], [*self._sliders, *told], **quick)
             point.select(self._cornered, [point], [point], **quick)
