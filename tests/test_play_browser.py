@@ -169,6 +169,14 @@ def test_two_answers_come_live_and_differ(page: Page, url: str):
     expect(page.locator("#box .stop-button")).to_be_visible()
     expect(page.locator("#box .submit-button")).to_be_visible(timeout=120_000)
     assert answers(page) == ([unsteered], [unsteered])
+    # What is said while an answer is written waits in the box.
+    page.click("#again")
+    expect(page.locator("#again")).to_be_disabled()
+    page.fill("#box textarea", "Thanks.")
+    page.press("#box textarea", "Enter")
+    expect(page.locator("#box .submit-button")).to_be_visible(timeout=120_000)
+    assert answers(page) == ([unsteered], [unsteered])
+    assert page.locator("#box textarea").input_value() == "Thanks."
     page.click("#clear")
     expect(page.locator("#steered .bot.message")).to_have_count(0)
 

@@ -102,6 +102,7 @@ class Playground:
         if language_model.tokenizer.chat_template is None:
             raise SteerError(f"{language_model.name} has no chat template, so it cannot chat")
         self._service = service
+        self._writing: set[str | None] = set()  # sessions; a page writes one answer at a time
         self._bundle = service.steerer.bundle
         self._portfolio = self._bundle.portfolio
         routed = () if self._portfolio is None else self._portfolio.traits
@@ -174,7 +175,7 @@ class Playground:
                 elem_id="box",
                 autofocus=True,
             )
-            again = gr.Button("Again", min_width=70, scale=0, elem_id="again")
+            self._again = gr.Button("Again", min_width=70, scale=0, elem_id="again")
             anew = gr.Button("Clear", min_width=70, scale=0, elem_id="clear")
         found = why(self._bundle, self._start)
         with gr.Row(elem_id="told"):
@@ -191,7 +192,7 @@ class Playground:
                 )
         self._talk = gr.State(Conversation())
         self._bind_manner()
-        self._bind_talk(again, anew)
+        self._bind_talk(anew)
 
     def _pane(self, kind: str) -> tuple[gr.HTML, gr.Chatbot]:
         steered = kind == "steered"
@@ -226,9 +227,19 @@ class Playground:
             point.input(self._pulled, [point, *manner], [*self._sliders, *told], **quick)
             point.select(self._cornered, [point], [point], **quick)
 
-    def _bind_talk(self, again: gr.Button, anew: gr.Button) -> None:
+    def _bind_talk(self, anew: gr.Button) -> None:
         inputs = [self._box, self._talk, *self._decoding, self._knob, *self._sliders]
-        outputs = [self._box, self._talk, self._caption, self._steered, self._unsteered]
+        outputs = [
+            self._box, self._again, self._talk, self._caption, self._steered, self._unsteered
+        ]  # fmt: skip
+        settings: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # What is asked by a click stands in the box first, as if it had been typed.
+        example = self._steered.example_select(
+            _example, None, [self._box], queue=False, api_visibility="private"
+        ).then(self._answer, inputs, outputs, **settings)
+        repeated = self._again.click(
+            _last, [self._talk], [self._box, self._talk], queue=False, api_visibility="private"
+        ).then(self._answer, inputs, outputs, **settings)
         asked = self._box.submit(
             self._answer,
             inputs,
@@ -237,21 +248,14 @@ class Playground:
             api_name="answer",
             api_visibility="undocumented",
         )
-        # What is asked by a click stands in the box first, as if it had been typed.
-        example = self._steered.example_select(
-            _example, None, [self._box], queue=False, api_visibility="private"
-        ).then(self._answer, inputs, outputs, show_progress="hidden", api_visibility="private")
-        repeated = again.click(
-            _last, [self._talk], [self._box, self._talk], queue=False, api_visibility="private"
-        ).then(self._answer, inputs, outputs, show_progress="hidden", api_visibility="private")
         running = [asked, example, repeated]
-        self._box.stop(_ready, None, [self._box], cancels=running, api_visibility="private")
+        self._box.stop(self._idle, None, [self._box, self._again], cancels=running, **settings)
         anew.click(
-            lambda: {self._box: _ready(), **self._heard(Conversation())},
+            lambda: {**self._idle(), **self._heard(Conversation())},
             None,
             outputs,
             cancels=running,
-            api_visibility="private",
+            **settings,
         )
 
     def _lay_onboarding(self) -> None:
@@ -278,7 +282,7 @@ class Playground:
             *self._sliders, *(one for one in (self._triangle, self._why, self._place) if one),
         ]  # fmt: skip
         settings: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        begin.click(self._begun, None, outputs, **settings)
+        begin.click(self._begun, [self._knob], outputs, **settings)
         for number, (_, button) in enumerate(sides):
             button.click(
                 partial(self._chosen, number), [self._onboarding, self._knob], outputs, **settings
@@ -341,6 +345,7 @@ class Playground:
 
     async def _answer(
         self,
+        request: gr.Request,
         text: str,
         talk: Conversation,
         tokens: float,
@@ -350,22 +355,43 @@ class Playground:
         *values: float,
     ) -> AsyncGenerator[Update, None]:
         """Both answers to what is in the box, as they are written."""
-        if not text.strip():
-            yield {self._box: _ready(text)}
+        if not text.strip() or request.session_hash in self._writing:
+            yield {self._box: gr.skip()}
             return
-        decoding = Decoding(round(tokens), temperature, round(seed or 0))
+        decoding = Decoding(round(tokens), temperature, round(seed))
         written = answers(self._service, talk, text.strip(), self._set(knob, values), decoding)
-        # Once: what is still on its way when somebody stops must not make the box busy again.
-        yield {self._box: _busy()}
+        self._writing.add(request.session_hash)
         try:
+            # Once: what is still on its way when somebody stops must not make the box busy again.
+            yield self._busy()
             async with aclosing(written):
                 async for now in written:
                     yield self._heard(now)
         except SteerError as error:
             gr.Warning(str(error))
-            yield {self._box: _ready(text), **self._heard(talk)}
-            return
-        yield {self._box: _ready()}
+            yield {
+                **self._heard(talk),
+                **self._idle(),
+                self._box: gr.Textbox(text, submit_btn=True, stop_btn=False),
+            }
+        else:
+            yield self._idle()
+        finally:
+            self._writing.discard(request.session_hash)
+
+    def _idle(self) -> Update:
+        """There is something to be said; what was typed meanwhile stays."""
+        return {
+            self._box: gr.Textbox(submit_btn=True, stop_btn=False),
+            self._again: gr.Button(interactive=True),
+        }
+
+    def _busy(self) -> Update:
+        """Answers are being written."""
+        return {
+            self._box: gr.Textbox("", submit_btn=False, stop_btn=True),
+            self._again: gr.Button(interactive=False),
+        }
 
     def _heard(self, talk: Conversation) -> Update:
         return {
@@ -377,12 +403,11 @@ class Playground:
 
     # --- Questions --------------------------------------------------------------------------------
 
-    def _begun(self) -> Update:
+    def _begun(self, knob: float) -> Update:
         """The first question."""
-        assert self._portfolio is not None
-        return self._asked(
-            Onboarding.begin(Preference.of(self._bundle), self._portfolio, seed=None), 1.0
-        )
+        assert self._portfolio is not None  # or there would be no button
+        start = Preference.of(self._bundle)
+        return self._asked(Onboarding.begin(start, self._portfolio, seed=None), knob)
 
     def _chosen(self, choice: int | None, onboarding: Onboarding, knob: float) -> Update:
         """The next one."""
@@ -446,16 +471,6 @@ def _messages(talk: Conversation, *, steered: bool) -> list[dict[str, str]]:
         told.append({"role": "user", "content": one.prompt})
         told.append({"role": "assistant", "content": answer or "…"})
     return told
-
-
-def _ready(text: str = "") -> gr.Textbox:
-    """The box, to write in."""
-    return gr.Textbox(text, submit_btn=True, stop_btn=False)
-
-
-def _busy() -> gr.Textbox:
-    """The box while answers are written."""
-    return gr.Textbox("", submit_btn=False, stop_btn=True)
 
 
 def _example(chosen: gr.SelectData) -> str:
