@@ -70,4 +70,5 @@ def play(
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a record tells more than that a page was open when the server ended."""
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, asyncio.CancelledError) and "graceful shutdown" not in record.msg
+    cancelled = "timeout graceful shutdown exceeded" in record.getMessage()
+    return not cancelled and not isinstance(error, asyncio.CancelledError)
