@@ -689,6 +689,7 @@ def test_build_has_a_default_output_for_the_whole_packaged_model(
     fails(steer("build", "--prompts", "3"), 2, "prompts: expected 8 to 300, got 3")
     fails(steer("build", "--interference-prompts", "3"), 2, "expected 0 or 4 to 100, got 3")
     fails(steer("build", "--method", "magic"), 2, "magic")
+    fails(steer("build", "--ray-address", "auto"), 2, "add --workers")
     fails(steer("build", "--trait", "no.yaml", "-o", str(tmp_path / "b")), 2, "no.yaml")
     assert len(builds) == 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from steer.contrast import PairSet
     from steer.models import LanguageModel
     from steer.subspace import Subspace
-    from steer.workers import Workers
 
 
 @app.command(
@@ -204,9 +202,16 @@ def build(
         raise InputError("--ray-address is for several workers; add --workers")
     begin = time.perf_counter()
     try:
-        using = _loaded(model, dtype)
-        with _several(using, model, workers, ray_address) as several:
-            bundle = make(using, traits, work_dir=work_dir, workers=several, progress=True)
+        if workers is None:
+            using = model if dtype is None else _loaded(model, dtype)
+            bundle = make(using, traits, work_dir=work_dir, progress=True)
+        else:
+            from steer.cluster import LOCAL
+            from steer.ray_workers import ray_workers
+
+            loaded = _loaded(model, dtype)
+            with ray_workers(loaded, model, workers, ray_address or LOCAL) as several:
+                bundle = make(loaded, traits, work_dir=work_dir, workers=several, progress=True)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on with this build where it stopped", "yellow")
         raise typer.Exit(INTERRUPTED) from None
@@ -234,18 +239,6 @@ def _loaded(model: str | None, dtype: str | None) -> LanguageModel:
     from steer.models import load_model
 
     return load_model(model, dtype=None if dtype is None else getattr(torch, dtype))
-
-
-def _several(
-    language_model: LanguageModel, model: str | None, number: int | None, address: str | None
-) -> AbstractContextManager[Workers | None]:
-    """Workers beside this process; none if none are asked for."""
-    if number is None:
-        return nullcontext()
-    from steer.cluster import LOCAL
-    from steer.ray_workers import ray_workers
-
-    return ray_workers(language_model, model, number, address or LOCAL)
 
 
 def _report_subspace(pair_set: PairSet, subspace: Subspace) -> None:
