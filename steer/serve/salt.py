@@ -31,6 +31,11 @@ def cache_salt(edit: Edit, scope: Scope, fingerprint: Fingerprint) -> str | None
     return f"{_MARK}{hashlib.sha256(content.encode()).hexdigest()}"
 
 
+def is_steered(salt: str | None) -> bool:
+    """Whether a salt is that of an edit."""
+    return salt is not None and _MARK in salt
+
+
 def check_salt(given: str | None, expected: str | None) -> None:
     """Refuse a request that would share keys and values with requests of another edit.
 
@@ -43,9 +48,7 @@ def check_salt(given: str | None, expected: str | None) -> None:
     Raises:
         InputError: If they do not agree.
     """
-    found = None
-    if given is not None and _MARK in given:
-        found = given[given.index(_MARK) :]
+    found = given[given.index(_MARK) :] if given is not None and is_steered(given) else None
     if found != expected:
         raise InputError(
             f"cache_salt: expected it to end in {expected!r}, got {given!r}: keys and values that "

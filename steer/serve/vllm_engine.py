@@ -17,6 +17,7 @@ from vllm import AsyncEngineArgs, SamplingParams
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from steer.errors import InputError, SteeringError
 from steer.generation import end_tokens
@@ -125,7 +126,8 @@ class VllmEngine:
                 **vllm_choices.to_field(job.decoding, self._ends, defaults, job.seed),
             },
         )
-        self._in_use[job.edit.digest] += 1
+        in_use = Counter() if salt is None else Counter([salt])
+        self._in_use += in_use
         error = None
         try:
             prompt = tokens_input(list(job.prompt), cache_salt=salt)
@@ -135,12 +137,11 @@ class VllmEngine:
                 if output.finished:
                     self._tasks.pop(name, None)
                 deliver(Progress(tokens, output.finished, answer.finish_reason == "stop"))
-        except (RuntimeError, ValueError) as raised:  # the engine has died, or refuses the request
+        except (EngineDeadError, EngineGenerateError, ValueError) as raised:
             error = str(raised) or type(raised).__name__
         finally:
             self._tasks.pop(name, None)
-            self._in_use[job.edit.digest] -= 1
-            self._in_use += Counter()  # leaves out what is 0
+            self._in_use -= in_use
         if error is not None:
             deliver(Progress((), True, error=error))
 

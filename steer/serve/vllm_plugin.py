@@ -31,7 +31,7 @@ from steer.bundle import Bundle
 from steer.edits import ZERO, Edit
 from steer.errors import EditNeverFiredError, FingerprintError, InputError, SteerError
 from steer.serve.asked_edit import AskedEdit
-from steer.serve.salt import cache_salt, check_salt
+from steer.serve.salt import cache_salt, check_salt, is_steered
 from steer.serve.slots import Reserved, Slots
 from steer.serve.steered_layers import decoder_layers, steer_layers
 from steer.serve.step_rows import Begun, StepRows
@@ -196,8 +196,7 @@ def _told_apart(keys: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(keys)
     def extra_keys(request: Any, start: int, end: int, mm_index: int) -> Any:
         found, following = keys(request, start, end, mm_index)
-        salted = request.cache_salt is not None and "steer:" in request.cache_salt
-        if salted and end >= request.num_prompt_tokens:
+        if is_steered(request.cache_salt) and end >= request.num_prompt_tokens:
             found = (*(found or ()), (SETTING, request.num_prompt_tokens))
         return found, following
 
