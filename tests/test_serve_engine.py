@@ -87,6 +87,19 @@ def engine():
     started.stop()
 
 
+def test_it_has_begun_when_start_returns():
+    model = tiny("llama")
+    (job,) = jobs_of(model, [PLAIN] * len(PROMPTS))[:1]
+    expected = alone(model, job, PROMPTS[0])
+    started = ContinuousEngine(model, ROOM)
+    started.start()
+    try:
+        # What else uses the model finds hooks that know what is going on: nothing.
+        assert alone(model, job, PROMPTS[0]) == expected
+    finally:
+        started.stop()
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3", "olmo2"])
 def test_every_row_is_as_it_is_alone(family):
     model = tiny(family)

@@ -1,6 +1,6 @@
 """What steering costs vLLM, and what its prefix cache is worth to a portfolio.
 
-    .venv-vllm/bin/python experiments/serving/vllm_throughput.py            # half an hour
+    .venv-vllm/bin/python experiments/serving/vllm_throughput.py            # a quarter of an hour
     .venv-vllm/bin/python experiments/serving/vllm_throughput.py --quick    # shows that it runs
 
 `make venv-vllm` makes that environment.
@@ -54,7 +54,7 @@ from steer.serve.salt import cache_salt  # noqa: E402
 from steer.serve.slots import Reserved  # noqa: E402
 from steer.skeleton import checkpoint_folder, load_skeleton  # noqa: E402
 
-CASES = (Case(1, 32, 11), Case(32, 16, 9), Case(256, 8, 5))
+CASES = (Case(1, 32, 11), Case(32, 16, 9), Case(256, 4, 3))
 QUICK = (Case(1, 4, 2), Case(3, 4, 2))
 SYSTEM = (
     "You are the assistant of a small public library. You help visitors to find books, tell them "

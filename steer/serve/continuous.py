@@ -12,6 +12,7 @@ On a CPU every token attends over the keys of all requests before a mask, so tha
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -161,6 +162,9 @@ class ContinuousEngine:
             generation_config=config, continuous_batching_config=self._config
         )
         self._manager.start()
+        # Its thread allocates the cache first. Until then the hooks would find no batch.
+        while self._manager.batch_processor is None and self._manager.is_running():
+            time.sleep(0.01)
 
     def submit(self, name: str, job: Job, deliver: Deliver) -> None:
         """Take a request on; see `Engine.submit`."""
