@@ -295,7 +295,7 @@ def test_requests_with_one_edit_share_the_cache(eager, steerer):
 def test_what_would_be_steered_wrongly_is_refused(eager, fields, salt, message):
     prompt = {"prompt_token_ids": [1, 2, 3], **({"cache_salt": salt} if salt else {})}
     params = vllm.SamplingParams(max_tokens=2, extra_args=fields)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(vllm.exceptions.VLLMValidationError, match=message):
         eager.generate([prompt], [params], use_tqdm=False)
 
 

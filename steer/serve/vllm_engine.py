@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm import AsyncEngineArgs, SamplingParams
+from vllm.exceptions import VLLMError
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from steer.errors import InputError, SteeringError
 from steer.generation import end_tokens
@@ -137,7 +137,7 @@ class VllmEngine:
                 if output.finished:
                     self._tasks.pop(name, None)
                 deliver(Progress(tokens, output.finished, answer.finish_reason == "stop"))
-        except (EngineDeadError, EngineGenerateError, ValueError) as raised:
+        except (VLLMError, ValueError) as raised:  # it has died, or refuses the request
             error = str(raised) or type(raised).__name__
         finally:
             self._tasks.pop(name, None)
