@@ -92,8 +92,10 @@ def make_service(settings: Settings) -> Service:
         SteerError: If one of them cannot be loaded.
     """
     bundle = data_dir() / "bundles" / DEFAULT_BUNDLE if settings.bundle is None else settings.bundle
+    # First, so that a mistaken address is told before the slow part.
+    store = Store(settings.store or _default_store())
     steerer, engine = (_vllm if settings.engine == "vllm" else _plain)(settings, bundle)
-    return Service(steerer, engine, Store(settings.store or _default_store()), settings.limits)
+    return Service(steerer, engine, store, settings.limits)
 
 
 def make_app(settings: Settings, metrics: Callable[[], Awaitable[bytes]] | None = None) -> FastAPI:

@@ -112,7 +112,9 @@ class VllmEngine:
 
     async def _answer(self, vllm: AsyncLLM, name: str, job: Job, deliver: Deliver) -> None:
         salt = cache_salt(job.edit, job.scope, self._language_model.fingerprint)
-        asked = job.asked or AskedEdit.whole(job.edit)
+        steered: Mapping[str, Any] = {}
+        if salt is not None:
+            steered = (job.asked or AskedEdit.whole(job.edit)).to_fields()
         defaults = self._language_model.model.generation_config
         params = SamplingParams(
             max_tokens=job.decoding.max_new_tokens,
@@ -122,7 +124,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.CUMULATIVE,
             extra_args={
-                **({} if salt is None else asked.to_fields()),
+                **steered,
                 **vllm_choices.to_field(job.decoding, self._ends, defaults, job.seed),
             },
         )
