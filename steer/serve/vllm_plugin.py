@@ -320,7 +320,9 @@ def _check_acts(runner: Any, steering: _Steering) -> None:
     def hidden() -> torch.Tensor:
         # As an idle rank runs among others: through graphs where there are any.
         tokens = getattr(runner, "uniform_decode_query_len", 1)
-        output = runner._dummy_run(tokens, uniform_decode=True)[0]
+        # With attention: without it its output is memory as it lies there, beside which the numbers
+        # below may be too small to see.
+        output = runner._dummy_run(tokens, uniform_decode=True, force_attention=True)[0]
         found: torch.Tensor = output if torch.is_tensor(output) else output["hidden_states"]
         return found.clone()
 
