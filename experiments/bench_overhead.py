@@ -63,8 +63,7 @@ from steer.edits import Edit
 from steer.hooks import Hooks, attach
 from steer.models import LanguageModel, load_model
 from steer.prompts import load_prompts
-from steer.resources import data_dir
-from steer.steerer import DEFAULT_BUNDLE
+from steer.resources import default_bundle_path
 from steer.traits import load_traits
 from steer.versions import versions
 
@@ -352,7 +351,7 @@ def readiness(runs: int) -> dict[str, Any]:
     The process tells when it is ready, by the clock that both share: how long it takes to end
     afterwards is nobody's wait.
     """
-    bundle = data_dir() / "bundles" / DEFAULT_BUNDLE
+    bundle = default_bundle_path()
     name = "load" if bundle.is_file() else "load_model"
     script = READY.format(name=name)
     timings = []

@@ -32,9 +32,9 @@ from steer.generation import Decoding
 from steer.measures import TRAIT_MEASURES, is_broken, is_looping
 from steer.prompts import load_prompts
 from steer.relevance import THRESHOLD, relevance
-from steer.resources import atomic_path
+from steer.resources import atomic_path, default_bundle_path
 from steer.sentence_encoder import embed
-from steer.steerer import DEFAULT_BUNDLE, Steerer
+from steer.steerer import Steerer
 from steer.versions import versions
 
 HERE = Path(__file__).parent
@@ -126,7 +126,7 @@ def write_table(steerer: Steerer, paths: dict[str, Path], decoding: Decoding, ou
     summary = {
         "model": steerer.language_model.name,
         "fingerprint": str(steerer.language_model.fingerprint),
-        "bundle": DEFAULT_BUNDLE,
+        "bundle": default_bundle_path().name,
         "doses, nats per token": {n: e.dose for n, e in steerer.bundle.traits.items()},
         "decoding": asdict(decoding),
         "prompts": len(prompts),

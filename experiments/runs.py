@@ -10,8 +10,7 @@ from precision import add_dtype
 from timing import command
 
 from steer.models import LanguageModel
-from steer.resources import cache_dir, data_dir
-from steer.steerer import DEFAULT_BUNDLE
+from steer.resources import cache_dir, default_bundle_path
 from steer.versions import versions
 
 
@@ -37,7 +36,7 @@ def common_parser(description: str, name: str, *, work: bool = True) -> argparse
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     """For scripts that take a bundle's edits."""
-    parser.add_argument("--bundle", type=Path, default=data_dir() / "bundles" / DEFAULT_BUNDLE)
+    parser.add_argument("--bundle", type=Path, default=default_bundle_path())
 
 
 def set_apart(arguments: argparse.Namespace) -> None:

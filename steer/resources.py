@@ -20,6 +20,11 @@ def data_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "data"
 
 
+def default_bundle_path() -> Path:
+    """The bundle of the packaged model."""
+    return data_dir() / "bundles" / "smollm2-135m-instruct.safetensors"
+
+
 def cache_dir() -> Path:
     """User cache folder: `$STEER_CACHE`, else `$XDG_CACHE_HOME/steer`, else `~/.cache/steer`."""
     if explicit := os.environ.get("STEER_CACHE"):

@@ -25,14 +25,12 @@ from steer.models import LanguageModel, load_model
 from steer.personalizer import Personalization, Personalizer
 from steer.portfolio import Entry
 from steer.profile import Profile
-from steer.resources import data_dir
+from steer.resources import default_bundle_path
 from steer.weights import check_strength, normalise_weights
 
 Weights: TypeAlias = Mapping[str, float]
 Person: TypeAlias = Profile | str
 """A profile, or the name of one in the bundle."""
-
-DEFAULT_BUNDLE = "smollm2-135m-instruct.safetensors"
 
 
 class Steerer:
@@ -500,7 +498,7 @@ def load(
         BundleError: If the bundle cannot be loaded or belongs to another model.
     """
     if not isinstance(bundle, Bundle):
-        path = data_dir() / "bundles" / DEFAULT_BUNDLE if bundle is None else Path(bundle)
+        path = default_bundle_path() if bundle is None else Path(bundle)
         bundle = Bundle.load(path)
     if not isinstance(model, LanguageModel):
         model = load_model(

@@ -16,8 +16,7 @@ from steer.certificate import Measured
 from steer.errors import InputError
 from steer.posterior import Posterior
 from steer.questions import questions_of
-from steer.resources import data_dir
-from steer.steerer import DEFAULT_BUNDLE
+from steer.resources import default_bundle_path
 
 KEPT = (1, 3)
 
@@ -91,7 +90,7 @@ def test_questions_that_are_refused() -> None:
 
 def test_asking_about_the_default_bundle_lowers_the_regret() -> None:
     """Of people who are always consistent, by four fifths; random questions do less."""
-    portfolio = Bundle.load(data_dir() / "bundles" / DEFAULT_BUNDLE).portfolio
+    portfolio = Bundle.load(default_bundle_path()).portfolio
     assert portfolio is not None
     questions = np.array([one.difference for one in questions_of(portfolio.answered)])
     people = np.random.default_rng(0).dirichlet(np.ones(5), 12)

@@ -677,12 +677,10 @@ def test_build(steer, builds, tmp_path: Path) -> None:
 def test_build_has_a_default_output_for_the_whole_packaged_model(
     steer, builds, tmp_path: Path, monkeypatch
 ) -> None:
-    from steer.steerer import DEFAULT_BUNDLE
-
     monkeypatch.setattr("steer.resources.data_dir", lambda: tmp_path)
     assert steer("build")[0] == 0
     assert builds == [(None, None, Recipe(), None, None)]
-    assert (tmp_path / "bundles" / DEFAULT_BUNDLE).is_file()
+    assert (tmp_path / "bundles" / "smollm2-135m-instruct.safetensors").is_file()
     fails(steer("build", "--model", "m"), 2, "--output")
     fails(steer("build", "--trait", "brevity"), 2, "--output")
     fails(steer("build", "--output", str(tmp_path)), 2, "is a folder")

@@ -20,8 +20,7 @@ from steer.cli import main
 from steer.errors import BundleFormatError, HubError, InputError
 from steer.hub import FILE, pull, push
 from steer.packaged import NAME
-from steer.resources import data_dir
-from steer.steerer import DEFAULT_BUNDLE
+from steer.resources import default_bundle_path
 from tests.fake_hub import OTHERS_TOKEN, TOKEN, FakeHub, Repository, fake_hub
 from tests.test_bundle import _bundle, _entry
 from tests.test_profile import EVIDENCE, INSIGHTS, a_profile
@@ -245,7 +244,7 @@ def front_matter(card: ModelCard) -> dict[str, object]:
 
 
 def test_a_card_tells_what_the_bundle_holds() -> None:
-    bundle = Bundle.load(data_dir() / "bundles" / DEFAULT_BUNDLE)
+    bundle = Bundle.load(default_bundle_path())
     card = model_card(bundle, REPO, license="apache-2.0")
     assert front_matter(card) == {
         "base_model": f"HuggingFaceTB/{NAME}",

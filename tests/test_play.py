@@ -31,14 +31,13 @@ from steer.play.triangle import CORNERS, Point, regions
 from steer.play.why import why
 from steer.portfolio import Portfolio
 from steer.preference import Preference
-from steer.resources import data_dir
+from steer.resources import default_bundle_path
 from steer.route import route
 from steer.serve.wire import ChatCompletion
 from steer.sliders import Sliders
-from steer.steerer import DEFAULT_BUNDLE
 from tests.test_serve_http import a_server, an_app
 
-TEN = Bundle.load(data_dir() / "bundles" / DEFAULT_BUNDLE)
+TEN = Bundle.load(default_bundle_path())
 assert TEN.portfolio is not None
 FIVE: Portfolio = TEN.portfolio
 

@@ -247,8 +247,9 @@ def test_two_pages_do_not_mix(page: Page, context: BrowserContext, url: str):
         (page, "What is a comet?", "brevity"),
         (other, "Name a good book.", "formality"),
     ):
+        # The button is there before the answer begins, too.
+        expect(one.locator("#why")).to_contain_text(f"{name}'s own edit", timeout=30_000)
         expect(one.locator("#box .submit-button")).to_be_visible(timeout=120_000)
-        expect(one.locator("#why")).to_contain_text(f"{name}'s own edit")
         for pane in ("#steered", "#unsteered"):
             expect(one.locator(f"{pane} .user.message")).to_have_text([text])
     assert answers(page) != answers(other)

@@ -13,8 +13,7 @@ from steer.errors import DataError, InputError, WeightsError
 from steer.posterior import Posterior
 from steer.preference import Preference
 from steer.questions import Answered, Question, questions_of
-from steer.resources import data_dir
-from steer.steerer import DEFAULT_BUNDLE
+from steer.resources import default_bundle_path
 
 POLES = {"brevity": "brief", "warmth": "warm", "humor": "funny", "safety": "careful"}
 
@@ -25,7 +24,7 @@ def a_preference(*concentration: float) -> Preference:
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return Bundle.load(data_dir() / "bundles" / DEFAULT_BUNDLE)
+    return Bundle.load(default_bundle_path())
 
 
 def test_what_is_preferred_gains_weight() -> None:

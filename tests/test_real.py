@@ -29,8 +29,8 @@ from steer.packaged import packaged_model_dir
 from steer.profile import Profile
 from steer.prompts import load_prompts
 from steer.relevance import THRESHOLD, relevance
-from steer.resources import data_dir
-from steer.steerer import DEFAULT_BUNDLE, Steerer
+from steer.resources import default_bundle_path
+from steer.steerer import Steerer
 from tests.models import tiny
 
 pytestmark = pytest.mark.real
@@ -254,7 +254,7 @@ def test_unknown_traits_name_the_known_ones(steerer: Steerer) -> None:
 
 
 def test_the_default_bundle_is_small_and_belongs_to_the_packaged_model(steerer: Steerer) -> None:
-    path = data_dir() / "bundles" / DEFAULT_BUNDLE
+    path = default_bundle_path()
     assert path.stat().st_size < 1_000_000
     assert set(steerer.traits) == set(steer.load_traits())
     with pytest.raises(FingerprintError) as error:

@@ -26,13 +26,12 @@ from steer.certificate import Measured
 from steer.chat import render
 from steer.generation import Decoding, prompt_tokens
 from steer.posterior import Posterior
-from steer.resources import data_dir
+from steer.resources import default_bundle_path
 from steer.rewards import FunctionReward
-from steer.steerer import DEFAULT_BUNDLE
 from tests.models import tiny
 
 SHORT = Decoding(max_new_tokens=4, repetition_penalty=1.0, no_repeat_ngram_size=None)
-DEFAULT = data_dir() / "bundles" / DEFAULT_BUNDLE
+DEFAULT = default_bundle_path()
 
 
 def a_place() -> Place:

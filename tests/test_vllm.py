@@ -6,6 +6,7 @@ Run by `make test-vllm`, in an environment with vLLM for CPUs.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from typing import Any
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 
 # One thread for each worker: these machines are small and shared.
@@ -36,15 +38,14 @@ from steer.generation import Decoding, end_tokens, generate_batch, prompt_tokens
 from steer.hooks import attach  # noqa: E402
 from steer.packaged import packaged_model_dir  # noqa: E402
 from steer.profile_file import to_bytes  # noqa: E402
-from steer.resources import data_dir  # noqa: E402
+from steer.resources import default_bundle_path  # noqa: E402
 from steer.serve import vllm_choices, vllm_plugin  # noqa: E402
 from steer.serve.asked_edit import AskedEdit  # noqa: E402
 from steer.serve.salt import cache_salt  # noqa: E402
-from steer.steerer import DEFAULT_BUNDLE  # noqa: E402
 from tests.models import tiny_model, tiny_tokenizer  # noqa: E402
 from tests.test_steerer import a_trait  # noqa: E402
 
-BUNDLE = str(data_dir() / "bundles" / DEFAULT_BUNDLE)
+BUNDLE = str(default_bundle_path())
 OPTIONS = {
     "dtype": "float32",
     "max_model_len": 1024,
@@ -312,8 +313,8 @@ def test_a_long_prompt_is_read_in_parts(eager, steerer):
 
 
 @contextmanager
-def a_server(*command: str) -> Iterator[str]:
-    """A server of a process of its own, and its URL."""
+def a_server(*command: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The URL of a server, and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -327,49 +328,79 @@ def a_server(*command: str) -> Iterator[str]:
                     break
             except httpx.TransportError:
                 time.sleep(0.5)
-        yield url
+        yield url, process
     finally:
         process.terminate()
         process.wait(60)
 
 
-def test_over_http(steerer, tmp_path):
+Server = tuple[str, subprocess.Popen[bytes]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
     options = json.dumps({**OPTIONS, "enforce_eager": True})
-    store = f"sqlite:///{tmp_path / 'people.sqlite'}"
+    store = f"sqlite:///{tmp_path_factory.mktemp('store') / 'people.sqlite'}"
     command = ("steer.cli", "serve", "--engine", "vllm", "--engine-options", options)
-    with a_server(*command, "--store", store) as url:
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    with a_server(*command, "--store", store) as made:
+        yield made
 
-        def streamed(number: int) -> str:
-            weights = WEIGHTS[number]
-            stream = client.chat.completions.create(
-                model="SmolLM2-135M-Instruct",
-                messages=[{"role": "user", "content": PROMPTS[number]}],
-                extra_body={} if weights is None else {"weights": weights},
-                max_tokens=40,
-                stream=True,
-            )
-            return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
-        with concurrent.futures.ThreadPoolExecutor(6) as pool:
-            found = list(pool.map(streamed, range(6)))
-        assert found == steerer.generate(PROMPTS, WEIGHTS, max_new_tokens=40)
+def test_over_http(steerer, server):
+    url, _ = server
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
 
-        # A stored person's profile is in no bundle: its numbers are sent.
-        ann = steerer.personalize(["omg so good lol", "just chilling w/ my dog haha"])
-        data = to_bytes(ann)
-        assert httpx.put(f"{url}/v1/users/ann/profile", content=data).status_code == 200
-        body = {"messages": [{"role": "user", "content": "Hi"}], "user": "ann", "max_tokens": 12}
-        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
-        expected = steerer.generate("Hi", profile=ann, max_new_tokens=12)
-        assert answer["choices"][0]["message"]["content"] == expected
+    def streamed(number: int) -> str:
+        weights = WEIGHTS[number]
+        stream = client.chat.completions.create(
+            model="SmolLM2-135M-Instruct",
+            messages=[{"role": "user", "content": PROMPTS[number]}],
+            extra_body={} if weights is None else {"weights": weights},
+            max_tokens=40,
+            stream=True,
+        )
+        return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(streamed, range(6)))
+    assert found == steerer.generate(PROMPTS, WEIGHTS, max_new_tokens=40)
+
+    # A stored person's profile is in no bundle: its numbers are sent.
+    ann = steerer.personalize(["omg so good lol", "just chilling w/ my dog haha"])
+    data = to_bytes(ann)
+    assert httpx.put(f"{url}/v1/users/ann/profile", content=data).status_code == 200
+    body = {"messages": [{"role": "user", "content": "Hi"}], "user": "ann", "max_tokens": 12}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+    expected = steerer.generate("Hi", profile=ann, max_new_tokens=12)
+    assert answer["choices"][0]["message"]["content"] == expected
+
+
+def test_who_waits_for_an_engine_that_dies_is_told(server):
+    url, process = server
+    body = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 800}
+    ask = functools.partial(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=60)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(ask)
+        time.sleep(2)
+        (core,) = [
+            one for one in psutil.Process(process.pid).children() if "EngineCore" in one.name()
+        ]
+        core.kill()
+        for answer in (waits.result(), ask()):
+            assert answer.status_code == 503
+            assert answer.json()["error"]["type"] == "server_error"
+    assert httpx.get(f"{url}/health").status_code == 503
+    # There is nothing left to wait for.
+    process.terminate()
+    assert process.wait(30) == 0
 
 
 def test_vllms_own_server(steerer):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
     setting = json.dumps({"steer": {"bundle": BUNDLE}})
     command = ("vllm.entrypoints.openai.api_server", "--model", str(packaged_model_dir()))
-    with a_server(*command, "--enforce-eager", "--additional-config", setting, *options) as url:
+    command += ("--enforce-eager", "--additional-config", setting)
+    with a_server(*command, *options) as (url, _):
         weights = {"brevity": 1.0}
         edit = steerer.resolve(weights)
         body = {

@@ -19,8 +19,7 @@ from steer.history import HistoryItem
 from steer.models import LanguageModel
 from steer.personalizer import Personalization, Personalizer
 from steer.profile import Profile
-from steer.resources import content_key, data_dir
-from steer.steerer import DEFAULT_BUNDLE
+from steer.resources import content_key, default_bundle_path
 from steer.versions import versions
 
 Histories = Sequence[Sequence[HistoryItem]]
@@ -28,7 +27,7 @@ Histories = Sequence[Sequence[HistoryItem]]
 
 def gate_of(arguments: argparse.Namespace) -> Gate | None:
     """Behind which edits act: of the default bundle, for its model."""
-    path = data_dir() / "bundles" / DEFAULT_BUNDLE
+    path = default_bundle_path()
     return Bundle.load(path).gate if arguments.model is None else None
 
 

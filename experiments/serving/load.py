@@ -38,8 +38,7 @@ from timing import command  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
 from steer.cover import random_weights  # noqa: E402
-from steer.resources import data_dir  # noqa: E402
-from steer.steerer import DEFAULT_BUNDLE  # noqa: E402
+from steer.resources import default_bundle_path  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
 PROMPT = "How do I sleep better?"
@@ -85,7 +84,7 @@ class Row:
 def main() -> None:
     """Serve, load, write."""
     arguments = read_arguments()
-    traits = tuple(Bundle.load(data_dir() / "bundles" / DEFAULT_BUNDLE).traits)
+    traits = tuple(Bundle.load(default_bundle_path()).traits)
     rows = []
     with server(arguments) as (url, process):
         asked, expected = different(url, traits, arguments)

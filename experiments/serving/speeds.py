@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +15,10 @@ from tables import write_csv, write_json, write_markdown
 from timing import ratios
 
 from steer.cover import random_weights
+from steer.edits import Edit
+from steer.generation import Decoding
+from steer.serve.continuous import ContinuousEngine
+from steer.serve.engine import Job, Progress
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,33 @@ def users_weights(names: Sequence[str], users: int, seed: int) -> list[dict[str,
     """Other weights for everybody."""
     shares = random_weights(len(names), users, seed)
     return [dict(zip(names, row.tolist(), strict=True)) for row in shares]
+
+
+def by_engine(
+    engine: ContinuousEngine,
+    prompts: Sequence[tuple[int, ...]],
+    edits: Sequence[Edit],
+    decoding: Decoding,
+) -> float:
+    """Seconds until the engine has answered all."""
+
+    async def all_of_them() -> float:
+        left, end = len(prompts), asyncio.Event()
+
+        def tell(progress: Progress) -> None:
+            nonlocal left
+            assert progress.error is None, progress.error
+            left -= progress.done
+            if not left:
+                end.set()
+
+        began = time.perf_counter()
+        for number, (prompt, edit) in enumerate(zip(prompts, edits, strict=True)):
+            engine.submit(str(number), Job(prompt, edit, decoding), tell)
+        await end.wait()
+        return time.perf_counter() - began
+
+    return asyncio.run(all_of_them())
 
 
 def rows_of(

@@ -1,6 +1,6 @@
 """What steering costs a server: tokens a second, steered over plain, in one run.
 
-    python experiments/serving/throughput.py            # a quarter of an hour; nothing else may run
+    python experiments/serving/throughput.py            # 40 minutes; nothing else may run
     python experiments/serving/throughput.py --quick    # only shows that it runs
 
 So many people ask at once, each with other weights; all answers have the same number of tokens, so
@@ -30,7 +30,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
 from runs import add_bundle, common_parser, provenance  # noqa: E402
-from speeds import Case, Row, rows_of, users_weights, write  # noqa: E402
+from speeds import Case, Row, by_engine, rows_of, users_weights, write  # noqa: E402
 from timing import interleave, twin  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
@@ -42,10 +42,9 @@ from steer.hooks import attach  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.serve.continuous import ContinuousEngine, Room, continuous_config  # noqa: E402
-from steer.serve.engine import Job, Progress  # noqa: E402
 from steer.steerer import Steerer  # noqa: E402
 
-CASES = (Case(1, 32, 11), Case(32, 12, 9), Case(256, 4, 3))
+CASES = (Case(1, 16, 41), Case(32, 12, 15), Case(256, 4, 3))
 QUICK = (Case(1, 4, 2), Case(3, 4, 2))
 
 
@@ -132,33 +131,6 @@ def measured(
         engine.stop()
         manager.stop()
     return rows_of(case, seconds, seed)
-
-
-def by_engine(
-    engine: ContinuousEngine,
-    prompts: Sequence[tuple[int, ...]],
-    edits: Sequence[Edit],
-    decoding: Decoding,
-) -> float:
-    """Seconds until the engine has answered all."""
-
-    async def all_of_them() -> float:
-        left, end = len(prompts), asyncio.Event()
-
-        def tell(progress: Progress) -> None:
-            nonlocal left
-            assert progress.error is None, progress.error
-            left -= progress.done
-            if not left:
-                end.set()
-
-        began = time.perf_counter()
-        for number, (prompt, edit) in enumerate(zip(prompts, edits, strict=True)):
-            engine.submit(str(number), Job(prompt, edit, decoding), tell)
-        await end.wait()
-        return time.perf_counter() - began
-
-    return asyncio.run(all_of_them())
 
 
 def by_manager(manager: Any, prompts: Sequence[tuple[int, ...]], tokens: int) -> float:

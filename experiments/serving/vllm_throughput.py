@@ -1,17 +1,18 @@
 """What steering costs vLLM, and what its prefix cache is worth to a portfolio.
 
-    .venv-vllm/bin/python experiments/serving/vllm_throughput.py            # a quarter of an hour
+    .venv-vllm/bin/python experiments/serving/vllm_throughput.py            # 25 minutes
     .venv-vllm/bin/python experiments/serving/vllm_throughput.py --quick    # shows that it runs
 
 `make venv-vllm` makes that environment.
 
-Two engines in processes of their own take turns: one that steers, and one that knows nothing of
-it. So many people ask at once, each with other weights, composed; all answers have the same number
-of tokens.
+Engines in processes of their own take turns. So many people ask at once, each something else and
+with other weights, composed; all answers have the same number of tokens.
 
     plain         vLLM without the setting: no layer was touched
-    unsteered     the engine that steers, no request with an edit
-    steered       every request with an edit of its own
+    plain again   a second one, begun last: what two processes differ by that do the same
+    unsteered     vLLM that steers, no request with an edit
+    steered       the same, every request with an edit of its own
+    transformers  the engine over transformers' continuous batching, every request with an edit
 
 Then people with a common system prompt ask one after the other, and what was read of it from the
 cache is counted: where a portfolio serves them, its entries are shared, where everybody has an edit
@@ -26,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,22 @@ from vllm import LLM, SamplingParams  # noqa: E402
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
+from precision import loaded  # noqa: E402
 from runs import add_bundle, common_parser, provenance  # noqa: E402
-from speeds import Case, Row, rows_of, users_weights, write  # noqa: E402
+from speeds import Case, Row, by_engine, rows_of, users_weights, write  # noqa: E402
 from timing import interleave  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
 from steer.chat import render  # noqa: E402
-from steer.generation import prompt_tokens  # noqa: E402
+from steer.generation import Decoding, prompt_tokens  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.serve.asked_edit import AskedEdit  # noqa: E402
+from steer.serve.continuous import ContinuousEngine  # noqa: E402
 from steer.serve.salt import cache_salt  # noqa: E402
 from steer.serve.slots import Reserved  # noqa: E402
-from steer.skeleton import checkpoint_folder, load_skeleton  # noqa: E402
+from steer.skeleton import checkpoint_folder  # noqa: E402
+from steer.steerer import Steerer  # noqa: E402
 
 CASES = (Case(1, 32, 11), Case(32, 16, 9), Case(256, 4, 3))
 QUICK = (Case(1, 4, 2), Case(3, 4, 2))
@@ -66,6 +70,23 @@ SYSTEM = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Engines:
+    """What is compared.
+
+    Attributes:
+        plain: vLLM that knows nothing of steering.
+        ours: vLLM that steers.
+        again: As `plain`.
+        steerer: What the engine over transformers runs in this process.
+    """
+
+    plain: LLM
+    ours: LLM
+    again: LLM
+    steerer: Steerer
+
+
 def main() -> None:
     """Time, count and write."""
     parser = common_parser(__doc__, "serving", work=False)
@@ -76,13 +97,19 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     arguments = parser.parse_args()
     cases = QUICK if arguments.quick else [c for c in CASES if c.users in arguments.users]
-    model, bundle = load_skeleton(arguments.model), Bundle.load(arguments.bundle)
+    bundle = Bundle.load(arguments.bundle)
+    steerer = Steerer(loaded(arguments), bundle)
+    model = steerer.language_model
     most = max(case.users for case in cases)
     rng = np.random.default_rng(arguments.seed)
     rows: list[Row] = []
-    with engine(arguments, most, None) as plain, engine(arguments, most, arguments.bundle) as ours:
+    with (
+        engine(arguments, most, None) as plain,
+        engine(arguments, most, arguments.bundle) as ours,
+        engine(arguments, most, None) as again,
+    ):
         for case in cases:
-            rows += measured(plain, ours, model, bundle, case, rng, arguments.seed)
+            rows += measured(Engines(plain, ours, again, steerer), case, rng, arguments.seed)
         shared = sharing(ours, model, bundle, 8 if arguments.quick else 64, arguments.seed)
     reserved = Reserved.of(bundle, most + 1)
     size = np.dtype(np.float32).itemsize if arguments.dtype == "float32" else 2
@@ -96,8 +123,8 @@ def main() -> None:
     how = "eager" if arguments.eager else "compiled"
     heading = (
         f"{model.name}, {arguments.dtype}, vLLM 0.32 for CPUs ({how}), {arguments.threads} thread: "
-        "everybody with other weights, answers of one length. The tables of edits hold "
-        f"{reserved.slots} and take {tables / 1e6:.1f} MB. Of the prompts of "
+        "everybody with another question and other weights, answers of one length. The tables of "
+        f"edits hold {reserved.slots} and take {tables / 1e6:.1f} MB. Of the prompts of "
         f"{shared['people']:.0f} people, one after the other, with a system prompt in common, "
         f"{shared['portfolio']:.0%} is read from the cache where the portfolio serves them, "
         f"{shared['own']:.0%} where everybody has an edit of their own, {shared['none']:.0%} "
@@ -126,19 +153,14 @@ def engine(arguments: argparse.Namespace, most: int, bundle: Path | None) -> Ite
         llm.llm_engine.engine_core.shutdown()
 
 
-def measured(
-    plain: LLM,
-    ours: LLM,
-    model: LanguageModel,
-    bundle: Bundle,
-    case: Case,
-    rng: np.random.Generator,
-    seed: int,
-) -> list[Row]:
+def measured(engines: Engines, case: Case, rng: np.random.Generator, seed: int) -> list[Row]:
     """Every arm of a case."""
+    model, bundle = engines.steerer.language_model, engines.steerer.bundle
     texts = [prompt.text for prompt in load_prompts("develop")]
+    # Numbered, since there are fewer of them than people: what two had asked with the same words
+    # an unsteered engine would read once, and one with an edit for everybody twice.
     prompts = [
-        prompt_tokens(model, render(model.tokenizer, texts[i % len(texts)]))
+        tuple(prompt_tokens(model, render(model.tokenizer, f"{i + 1}. {texts[i % len(texts)]}")))
         for i in range(case.users)
     ]
     nobody: list[AskedEdit | None] = [None] * case.users
@@ -146,6 +168,7 @@ def measured(
         AskedEdit.weighted(weights, compose=True)
         for weights in users_weights(sorted(bundle.traits), case.users, seed)
     ]
+    edits = [asked.resolve(bundle) for asked in everybody if asked is not None]
 
     def seconds(llm: LLM, asked: Sequence[AskedEdit | None]) -> float:
         requests = [request(bundle, p, a, case.tokens) for p, a in zip(prompts, asked, strict=True)]
@@ -154,14 +177,26 @@ def measured(
         llm.generate([one[0] for one in requests], [one[1] for one in requests], use_tqdm=False)
         return time.perf_counter() - began
 
-    arms = {
-        "plain": lambda: seconds(plain, nobody),
-        "unsteered": lambda: seconds(ours, nobody),
-        "steered": lambda: seconds(ours, everybody),
-    }
-    for warm in arms.values():
-        warm()
-    return rows_of(case, interleave(arms, case.rounds, rng), seed)
+    # So that no answer ends before its limit, whatever is written.
+    model.model.generation_config.eos_token_id = [-1]
+    decoding = Decoding(
+        max_new_tokens=case.tokens, repetition_penalty=1.0, no_repeat_ngram_size=None
+    )
+    hooked = ContinuousEngine(model)
+    hooked.start()
+    try:
+        arms = {
+            "plain": lambda: seconds(engines.plain, nobody),
+            "plain again": lambda: seconds(engines.again, nobody),
+            "unsteered": lambda: seconds(engines.ours, nobody),
+            "steered": lambda: seconds(engines.ours, everybody),
+            "transformers": lambda: by_engine(hooked, prompts, edits, decoding),
+        }
+        for warm in arms.values():
+            warm()
+        return rows_of(case, interleave(arms, case.rounds, rng), seed)
+    finally:
+        hooked.stop()
 
 
 def request(

@@ -257,10 +257,9 @@ def _output(output: Path | None, *, is_default: bool) -> Path:
                 "--output: expected a file name; only a build of all traits on the packaged "
                 "model has a default"
             )
-        from steer.resources import data_dir
-        from steer.steerer import DEFAULT_BUNDLE
+        from steer.resources import default_bundle_path
 
-        output = data_dir() / "bundles" / DEFAULT_BUNDLE
+        output = default_bundle_path()
     if output.is_dir():
         raise InputError(f"--output: {output} is a folder; expected a file name")
     output.parent.mkdir(parents=True, exist_ok=True)

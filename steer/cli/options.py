@@ -167,10 +167,9 @@ def parse_number(text: str, what: str) -> float:
 
 def bundle_path(path: Path | None) -> Path:
     """The bundle that is meant; the default one must exist."""
-    from steer.resources import data_dir
-    from steer.steerer import DEFAULT_BUNDLE
+    from steer.resources import default_bundle_path
 
-    default = data_dir() / "bundles" / DEFAULT_BUNDLE
+    default = default_bundle_path()
     if path is None and not default.exists():
         raise SteerError(
             f"the default bundle {default} does not exist; make it with `steer build`, or name "

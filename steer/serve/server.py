@@ -14,13 +14,13 @@ from fastapi import FastAPI
 
 from steer.bundle import Bundle
 from steer.errors import InputError, SteerError
-from steer.resources import data_dir, state_dir
+from steer.resources import default_bundle_path, state_dir
 from steer.serve.app import Access, create_app
 from steer.serve.engine import Engine
 from steer.serve.service import Limits, Service
 from steer.serve.store import Store, absolute_url
 from steer.serve.tenants import Tenants
-from steer.steerer import DEFAULT_BUNDLE, Steerer, load
+from steer.steerer import Steerer, load
 
 EngineName = Literal["transformers", "vllm"]
 ENGINES: tuple[EngineName, ...] = ("transformers", "vllm")
@@ -91,7 +91,7 @@ def make_service(settings: Settings) -> Service:
     Raises:
         SteerError: If one of them cannot be loaded.
     """
-    bundle = data_dir() / "bundles" / DEFAULT_BUNDLE if settings.bundle is None else settings.bundle
+    bundle = default_bundle_path() if settings.bundle is None else settings.bundle
     # First, so that a mistaken address is told before the slow part.
     store = Store(settings.store or _default_store())
     steerer, engine = (_vllm if settings.engine == "vllm" else _plain)(settings, bundle)
