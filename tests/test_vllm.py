@@ -9,6 +9,7 @@ import concurrent.futures
 import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -392,7 +393,7 @@ def test_who_waits_for_an_engine_that_dies_is_told(server):
     assert httpx.get(f"{url}/health").status_code == 503
     # There is nothing left to wait for.
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(15) == -signal.SIGTERM
 
 
 def test_vllms_own_server(steerer):
