@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from steer.errors import InputError, SteerError
 from steer.serve.metrics import Metrics, merged
-from steer.serve.proxy import FAILED, GONE, LATE, NOBODY, ClearErrors, middlewares
+from steer.serve.proxy import FAILED, GONE, LATE, NOBODY, ORIGINS, ClearErrors, middlewares
 from steer.serve.replicas import Replica, Replicas
 from steer.serve.server import Settings
 from steer.serve.service import Limits
@@ -115,6 +115,19 @@ def test_nothing_is_sent_to_a_client_that_has_gone():
 def test_ray_is_given_a_middleware():
     (one,) = middlewares()
     assert one.cls is ClearErrors
+
+
+def test_pages_can_read_an_error_of_the_proxy(monkeypatch: pytest.MonkeyPatch):
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        """A replica that dies."""
+
+    monkeypatch.setenv(ORIGINS, '["https://app.example.org"]')
+    for one in middlewares():  # as Ray puts them around its proxy
+        app = one.cls(app, *one.args, **one.kwargs)
+    for origin, allowed in (("https://app.example.org",) * 2, ("https://other.example.org", None)):
+        response = TestClient(app).get("/v1/models", headers={"Origin": origin})
+        assert response.status_code == 503
+        assert response.headers.get("access-control-allow-origin") == allowed
 
 
 def test_pages_of_metrics_become_one():

@@ -37,6 +37,7 @@ from tests.test_steerer import a_steerer  # noqa: E402
 pytestmark = pytest.mark.ray
 
 KEY = "0123456789abcdef"
+ORIGIN = "https://app.example.org"
 TOKENS = 40
 LONG = 150
 WEIGHTS: list[dict[str, Any]] = [
@@ -106,7 +107,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
                 *(sys.executable, "-m", "steer.cli", "serve", "--port", str(port)),
                 *("--replicas", "3", "--ray-address", cluster.address),
                 *("--model", "model", "--bundle", "bundle.safetensors", "--keys", "keys"),
-                *("--queue", "60", "--timeout", "60"),
+                *("--queue", "60", "--timeout", "60", "--origin", ORIGIN),
             ],
             cwd=folder,
             env={**os.environ, "XDG_DATA_HOME": str(folder)},
@@ -176,6 +177,16 @@ def test_every_replica_serves_and_tells_prometheus(served):
     # 48 answers of the test before.
     assert sum(float(line.split()[-1]) for line in lines) == 48
     assert text.count("# TYPE steer_requests_total counter") == 1
+
+
+def test_pages_may_ask_where_they_are_named(served):
+    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    for response in (
+        httpx.options(f"{served.url}/v1/chat/completions", headers=preflight),
+        httpx.get(f"{served.url}/v1/models", headers={**HEADERS, "Origin": ORIGIN}),
+    ):
+        assert response.status_code == 200
+        assert response.headers.get_list("access-control-allow-origin") == [ORIGIN]
 
 
 def test_keys_are_asked_for(served):

@@ -29,11 +29,25 @@ class Case:
         users: How many.
         tokens: Of each answer.
         rounds: In which every arm takes its turn.
+        shortest: Where answers differ in length, the fewest tokens; `tokens` are the most.
     """
 
     users: int
     tokens: int
     rounds: int
+    shortest: int | None = None
+
+    def lengths(self, seed: int) -> list[int]:
+        """Tokens of everybody's answer."""
+        least = self.tokens if self.shortest is None else self.shortest
+        drawn = np.random.default_rng(seed).integers(least, self.tokens + 1, self.users)
+        return [int(one) for one in drawn]
+
+    @property
+    def answers(self) -> str:
+        """How long they are, in words."""
+        most = f"{self.tokens}"
+        return most if self.shortest is None else f"{self.shortest} to {most}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Row:
 
     Attributes:
         users: Who asked at once.
+        answers: Tokens of an answer.
         arm: Which.
         speed: Tokens written a second, median of rounds.
         ratio: To the plain arm's speed, median of rounds.
@@ -50,6 +65,7 @@ class Row:
     """
 
     users: int
+    answers: str
     arm: str
     speed: float
     ratio: float
@@ -63,11 +79,16 @@ def users_weights(names: Sequence[str], users: int, seed: int) -> list[dict[str,
     return [dict(zip(names, row.tolist(), strict=True)) for row in shares]
 
 
+def exactly(tokens: int) -> Decoding:
+    """Greedy, without penalties; for a model that knows no token that ends an answer."""
+    return Decoding(max_new_tokens=tokens, repetition_penalty=1.0, no_repeat_ngram_size=None)
+
+
 def by_engine(
     engine: ContinuousEngine,
     prompts: Sequence[tuple[int, ...]],
     edits: Sequence[Edit],
-    decoding: Decoding,
+    lengths: Sequence[int],
 ) -> float:
     """Seconds until the engine has answered all."""
 
@@ -82,8 +103,8 @@ def by_engine(
                 end.set()
 
         began = time.perf_counter()
-        for number, (prompt, edit) in enumerate(zip(prompts, edits, strict=True)):
-            engine.submit(str(number), Job(prompt, edit, decoding), tell)
+        for number, (prompt, edit, tokens) in enumerate(zip(prompts, edits, lengths, strict=True)):
+            engine.submit(str(number), Job(prompt, edit, exactly(tokens)), tell)
         await end.wait()
         return time.perf_counter() - began
 
@@ -97,9 +118,10 @@ def rows_of(
     rows = []
     for arm, values in seconds.items():
         found = ratios(seconds[plain], values, seed)
-        speed = case.users * case.tokens / float(np.median(values))
-        rows.append(Row(case.users, arm, speed, found["median"], found["low"], found["high"]))
-        print(rows[-1])
+        speed = sum(case.lengths(seed)) / float(np.median(values))
+        interval = found["median"], found["low"], found["high"]
+        rows.append(Row(case.users, case.answers, arm, speed, *interval))
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -122,11 +144,11 @@ def write(
         f"{heading} Ratio: tokens a second over those of the plain engine in the same round, "
         "median, in brackets its 95% interval (bootstrap over rounds).",
         "",
-        "| people at once | | tokens a second | over plain |",
-        "|---" * 4 + "|",
+        "| people at once | tokens of an answer | | tokens a second | over plain |",
+        "|---" * 5 + "|",
     ]
     lines += [
-        f"| {row.users} | {row.arm} | {row.speed:.1f} | {row.ratio:.3f} "
+        f"| {row.users} | {row.answers} | {row.arm} | {row.speed:.1f} | {row.ratio:.3f} "
         f"({row.low:.3f} to {row.high:.3f}) |"
         for row in rows
     ]

@@ -3,13 +3,14 @@
     python experiments/serving/throughput.py            # 40 minutes; nothing else may run
     python experiments/serving/throughput.py --quick    # only shows that it runs
 
-So many people ask at once, each with other weights; all answers have the same number of tokens, so
-that every arm does the same work. Arms take turns, and ratios are of the same round:
+So many people ask at once, each with other weights, for answers of a set number of tokens, so that
+every arm does the same work. Arms take turns, and ratios are of the same round:
 
     plain       transformers' continuous batching on a twin of the model that never had hooks
     unsteered   the server's engine, no request with an edit
     steered     the server's engine, every request with an edit of its own, composed
-    dynamic     `model.generate` in batches of the same edits, one after the other
+    dynamic     `model.generate` in batches of the same edits, one after the other; each goes on
+                until its longest answer is written
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
 from runs import add_bundle, common_parser, provenance  # noqa: E402
-from speeds import Case, Row, by_engine, rows_of, users_weights, write  # noqa: E402
+from speeds import Case, Row, by_engine, exactly, rows_of, users_weights, write  # noqa: E402
 from timing import interleave, twin  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
 from steer.chat import render  # noqa: E402
 from steer.edits import ZERO, Edit  # noqa: E402
-from steer.generation import Decoding, generate_batch, prompt_tokens  # noqa: E402
+from steer.generation import generate_batch, prompt_tokens  # noqa: E402
 from steer.hooks import attach  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.serve.continuous import ContinuousEngine, Room, continuous_config  # noqa: E402
 from steer.steerer import Steerer  # noqa: E402
 
-CASES = (Case(1, 16, 41), Case(32, 12, 15), Case(256, 4, 3))
-QUICK = (Case(1, 4, 2), Case(3, 4, 2))
+CASES = (Case(1, 16, 41), Case(32, 12, 15), Case(32, 24, 7, shortest=4), Case(256, 4, 3))
+QUICK = (Case(1, 4, 2), Case(3, 4, 2, shortest=2))
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def main() -> None:
     }
     heading = (
         f"{model.name}, {arguments.dtype}, {model.device.type}, {arguments.threads} thread: "
-        "everybody with other weights, answers of one length."
+        "everybody with other weights."
     )
     write(rows, content, heading, arguments.output, "throughput")
 
@@ -102,11 +103,7 @@ def measured(
     rendered = [render(model.tokenizer, texts[i % len(texts)]) for i in range(case.users)]
     prompts = [tuple(prompt_tokens(model, text)) for text in rendered]
     edits = edits_of(steerer, case.users, seed)
-    decoding = Decoding(
-        max_new_tokens=case.tokens,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=None,
-    )
+    lengths = case.lengths(seed)
     # So that no answer ends before its limit, whatever is written.
     model.model.generation_config.eos_token_id = [-1]
     engine = ContinuousEngine(model, room)
@@ -119,10 +116,10 @@ def measured(
     try:
         seconds = interleave(
             {
-                "plain": lambda: by_manager(manager, prompts, case.tokens),
-                "unsteered": lambda: by_engine(engine, prompts, [ZERO] * case.users, decoding),
-                "steered": lambda: by_engine(engine, prompts, edits, decoding),
-                "dynamic": lambda: by_batches(model, rendered, edits, decoding, engine.rows),
+                "plain": lambda: by_manager(manager, prompts, lengths),
+                "unsteered": lambda: by_engine(engine, prompts, [ZERO] * case.users, lengths),
+                "steered": lambda: by_engine(engine, prompts, edits, lengths),
+                "dynamic": lambda: by_batches(model, rendered, edits, lengths, engine.rows),
             },
             case.rounds,
             rng,
@@ -133,7 +130,7 @@ def measured(
     return rows_of(case, seconds, seed)
 
 
-def by_manager(manager: Any, prompts: Sequence[tuple[int, ...]], tokens: int) -> float:
+def by_manager(manager: Any, prompts: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> float:
     """Seconds until transformers' manager has answered all, streaming as the engine does."""
 
     async def all_of_them() -> float:
@@ -146,7 +143,7 @@ def by_manager(manager: Any, prompts: Sequence[tuple[int, ...]], tokens: int) ->
                 end.set()
 
         began = time.perf_counter()
-        for number, prompt in enumerate(prompts):
+        for number, (prompt, tokens) in enumerate(zip(prompts, lengths, strict=True)):
             manager.register_result_handler(str(number), tell)
             manager.add_request(
                 list(prompt), request_id=str(number), max_new_tokens=tokens, streaming=True
@@ -161,14 +158,15 @@ def by_batches(
     model: LanguageModel,
     texts: Sequence[str],
     edits: Sequence[Edit],
-    decoding: Decoding,
+    lengths: Sequence[int],
     rows: int,
 ) -> float:
-    """Seconds until batches, one after the other, have answered all."""
+    """Seconds until batches, one after the other, have answered all, each up to its longest."""
     began = time.perf_counter()
     for start in range(0, len(texts), rows):
-        with attach(model).steer(edits[start : start + rows]):
-            generate_batch(model, texts[start : start + rows], decoding)
+        batch = slice(start, start + rows)
+        with attach(model).steer(edits[batch]):
+            generate_batch(model, texts[batch], exactly(max(lengths[batch])))
     return time.perf_counter() - began
 
 

@@ -48,7 +48,7 @@ from timing import interleave  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
 from steer.chat import render  # noqa: E402
-from steer.generation import Decoding, prompt_tokens  # noqa: E402
+from steer.generation import prompt_tokens  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.serve.asked_edit import AskedEdit  # noqa: E402
@@ -171,7 +171,10 @@ def measured(engines: Engines, case: Case, rng: np.random.Generator, seed: int) 
     edits = [asked.resolve(bundle) for asked in everybody if asked is not None]
 
     def seconds(llm: LLM, asked: Sequence[AskedEdit | None]) -> float:
-        requests = [request(bundle, p, a, case.tokens) for p, a in zip(prompts, asked, strict=True)]
+        requests = [
+            request(bundle, prompt, one, tokens)
+            for prompt, one, tokens in zip(prompts, asked, lengths, strict=True)
+        ]
         llm.reset_prefix_cache()
         began = time.perf_counter()
         llm.generate([one[0] for one in requests], [one[1] for one in requests], use_tqdm=False)
@@ -179,9 +182,7 @@ def measured(engines: Engines, case: Case, rng: np.random.Generator, seed: int) 
 
     # So that no answer ends before its limit, whatever is written.
     model.model.generation_config.eos_token_id = [-1]
-    decoding = Decoding(
-        max_new_tokens=case.tokens, repetition_penalty=1.0, no_repeat_ngram_size=None
-    )
+    lengths = case.lengths(seed)
     hooked = ContinuousEngine(model)
     hooked.start()
     try:
@@ -190,7 +191,7 @@ def measured(engines: Engines, case: Case, rng: np.random.Generator, seed: int) 
             "plain again": lambda: seconds(engines.again, nobody),
             "unsteered": lambda: seconds(engines.ours, nobody),
             "steered": lambda: seconds(engines.ours, everybody),
-            "transformers": lambda: by_engine(hooked, prompts, edits, decoding),
+            "transformers": lambda: by_engine(hooked, prompts, edits, lengths),
         }
         for warm in arms.values():
             warm()

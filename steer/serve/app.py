@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 
 from steer.serve.around import Bounded, Recorded
+from steer.serve.cors import cors
 from steer.serve.problems import HANDLERS
 from steer.serve.routes import router
 from steer.serve.service import Service
@@ -62,19 +63,15 @@ def create_app(
         version=__version__,
         description="One frozen model for many people: OpenAI's completions with `weights`.",
         lifespan=lifespan,
+        middleware=[
+            *cors(access.origins),
+            Middleware(Recorded, service=service),
+            Middleware(Bounded, most=service.limits.body_bytes),
+        ],
     )
     app.state.service, app.state.access, app.state.began = service, access, int(time.time())
     app.state.metrics = own_metrics if metrics is None else metrics
     app.include_router(router)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    app.add_middleware(Bounded, most=service.limits.body_bytes)
-    app.add_middleware(Recorded, service=service)
-    if access.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(access.origins),
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
-        )
     return app

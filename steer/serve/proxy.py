@@ -11,10 +11,12 @@ It imports no more than it needs, for the proxy's process holds no model.
 from __future__ import annotations
 
 import json
+import os
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from steer.serve.cors import cors
 from steer.serve.problem_body import problem
 
 GONE = "the replica that held this request stopped before it had answered; ask again"
@@ -22,13 +24,17 @@ NOBODY = "no replica is ready to answer; ask again"
 LATE = "the answer took too long; ask for a shorter one"
 FAILED = "the server failed"
 
+ORIGINS = "STEER_ORIGINS"
+"""The variable that names pages which may ask, as a JSON list."""
+
 _STREAM = b"text/event-stream"
 _PLAIN = b"text/plain"
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve puts around its proxy; it calls this by name."""
-    return [Middleware(ClearErrors)]
+    """What Ray Serve puts around its proxy, the innermost first; it calls this by name."""
+    # Pages must be able to read the errors that no replica tells.
+    return [Middleware(ClearErrors), *cors(json.loads(os.environ.get(ORIGINS, "[]")))]
 
 
 class ClearErrors:

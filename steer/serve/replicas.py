@@ -12,10 +12,11 @@ with requests, and all that it could do for them the proxy's middleware does.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,6 +26,7 @@ from steer.cluster import LOCAL, connected, gpus_of
 from steer.errors import InputError, SteerError
 from steer.serve.logs import log_as_json
 from steer.serve.metrics import merged
+from steer.serve.proxy import ORIGINS
 from steer.serve.server import Settings, make_app
 from steer.serve.service import Service
 from steer.serve.store import Store
@@ -118,6 +120,7 @@ def replicated(settings: Settings, replicas: Replicas, host: str, port: int) -> 
     Store(settings.store).close()
     environment = {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "steer.serve.proxy:middlewares",
+        ORIGINS: json.dumps(settings.origins),
     }
     cpus = replicas.number * replicas.cpus
     with connected(replicas.address, cpus=cpus, environment=environment) as ray:
@@ -131,7 +134,8 @@ def replicated(settings: Settings, replicas: Replicas, host: str, port: int) -> 
             )
         _check_shared(settings.store, replicas, ray)
         try:
-            _start(settings, replicas, host, port, ray)
+            # The proxy lets pages ask, or their headers would be there twice.
+            _start(replace(settings, origins=()), replicas, host, port, ray)
             yield
             # Before the proxies end: they pass on the answers to what is in flight.
             serve.delete(_NAME)
