@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from steer import bundle_checks as checks
 from steer import container, interference, profile, trait_entry
-from steer.edit_tensors import check_storable, edit_of, layouts_of, ranks_to_json, tensors_of
+from steer.edit_tensors import edit_of, layouts_of, ranks_to_json, tensors_of
 from steer.edits import Edit
 from steer.errors import (
     BundleFormatError,
@@ -91,31 +92,29 @@ class Bundle:
     def __post_init__(self) -> None:
         """Validate."""
         check_text(self.model, "bundle field 'model'")
-        _check_fingerprint(self.fingerprint)
+        checks.check_fingerprint(self.fingerprint)
         if self.scope not in ("response", "all"):
             raise InputError(
                 f"bundle field 'scope': expected 'response' or 'all', got {self.scope!r}"
             )
         for key, convert in (
-            ("traits", _trait_entry),
+            ("traits", checks.trait_entry),
             ("settings", check_json),
             ("versions", check_text),
-            ("profiles", _profile),
+            ("profiles", checks.profile),
         ):
             checked: Mapping[str, Any] = check_mapping(
                 getattr(self, key), check_text, convert, f"bundle field {key!r}"
             )
             object.__setattr__(self, key, checked)
-        for name, entry in self.traits.items():
-            self._check_fits(name, entry)
-        for name, one in self.profiles.items():
-            self._check_profile(name, one)
+        checks.check_traits(self.traits, self.fingerprint)
+        checks.check_profiles(self.profiles, self.fingerprint, gated=self.gate is not None)
         if self.portfolio is not None:
-            self._check_portfolio(self.portfolio)
+            checks.check_portfolio(self.portfolio, self.traits, self.fingerprint)
         if self.gate is not None:
-            self._check_gate(self.gate)
+            checks.check_gate(self.gate, self._edits(ungated=False), self.fingerprint)
         if self.interference is not None:
-            self._check_interference(self.interference)
+            checks.check_interference(self.interference, self.traits)
 
     def with_profiles(self, profiles: Mapping[str, Profile]) -> Bundle:
         """The bundle with further profiles; one of a name that it holds is replaced.
@@ -238,97 +237,20 @@ class Bundle:
             )
         warnings.warn(f"{message}; its doses were not measured on this model", stacklevel=2)
 
-    def _check_fits(self, name: str, entry: TraitEntry) -> None:
-        """Check that an entry belongs under its key and fits the fingerprint's model."""
-        if entry.name != name:
-            raise InputError(
-                f"bundle field 'traits': the entry at {name!r} bears the name {entry.name!r}"
-            )
-        model = self.fingerprint
-        for key, layers in (
-            ("edit", entry.edit.layers),
-            ("ccs_loss", entry.ccs_loss),
-            ("direction_norm", entry.direction_norm),
-        ):
-            if beyond := [index for index in layers if index >= model.layers]:
-                raise InputError(
-                    f"trait {name!r}, field {key!r}: expected layers below {model.layers}, "
-                    f"the model's count, got {beyond}"
-                )
-        self._check_width(entry.edit, f"trait {name!r}, field 'edit'")
+    def _edits(self, *, ungated: bool = True) -> dict[str, Edit]:
+        """The edits by what their tensors' names begin with; no trait's name has a "/".
 
-    def _check_portfolio(self, portfolio: object) -> None:
-        """Check that a portfolio is of this bundle's traits and fits the fingerprint's model."""
-        where = "bundle field 'portfolio'"
-        if not isinstance(portfolio, Portfolio):
-            raise InputError(f"{where}: expected a Portfolio, got {portfolio!r:.80}")
-        if unknown := [name for name in portfolio.traits if name not in self.traits]:
-            raise InputError(f"{where}: {unknown[0]!r} is not a trait of the bundle")
-        for number, edit in enumerate(portfolio.edits, start=1):
-            check_storable(edit, f"{where}, entry {number}")
-            if beyond := [index for index in edit.layers if index >= self.fingerprint.layers]:
-                raise InputError(
-                    f"{where}, entry {number}: expected layers below {self.fingerprint.layers}, "
-                    f"the model's count, got {beyond}"
-                )
-            self._check_width(edit, f"{where}, entry {number}")
-
-    def _check_gate(self, gate: object) -> None:
-        """Check that a gate fits the fingerprint's model and all edits."""
-        where = "bundle field 'gate'"
-        if not isinstance(gate, Gate):
-            raise InputError(f"{where}: expected a Gate, got {gate!r:.80}")
-        model = self.fingerprint
-        for index, v in gate.directions.items():
-            if index >= model.layers or v.shape != (model.width,):
-                raise InputError(
-                    f"{where}: expected shape ({model.width},) at layers below {model.layers}, as "
-                    f"the model's, got {v.shape} at layer {index}"
-                )
-        ungated = {_profile_name(name) for name, one in self.profiles.items() if not one.gated}
-        for owner, edit in self._edits().items():
-            if owner in ungated:
-                continue
-            try:
-                gate.check(edit)
-            except InputError as error:
-                raise InputError(f"{where}, {owner}: {error}") from error
-
-    def _check_interference(self, value: object) -> None:
-        """Check that interference is of this bundle's traits."""
-        where = "bundle field 'interference'"
-        if not isinstance(value, Interference):
-            raise InputError(f"{where}: expected an Interference, got {value!r:.80}")
-        if unknown := [name for name in value.traits if name not in self.traits]:
-            raise InputError(f"{where}: {unknown[0]!r} is not a trait of the bundle")
-
-    def _check_profile(self, name: str, one: Profile) -> None:
-        """Check that a profile can be stored under its name and acts in this bundle."""
-        profile.check_name(name)
-        if one.fingerprint != self.fingerprint:
-            raise InputError(
-                f"bundle field 'profiles': {name!r} was made with another model, "
-                f"{one.fingerprint}, than the bundle's, {self.fingerprint}; make it anew"
-            )
-        if one.gated and self.gate is None:
-            raise InputError(
-                f"bundle field 'profiles': {name!r} acts behind a gate, and the bundle has none"
-            )
-
-    def _check_width(self, edit: Edit, where: str) -> None:
-        for index, layer in edit.layers.items():
-            if layer.width != self.fingerprint.width:
-                raise InputError(
-                    f"{where}: expected the model's width {self.fingerprint.width}, "
-                    f"got {layer.width} at layer {index}"
-                )
-
-    def _edits(self) -> dict[str, Edit]:
-        """Every edit by what its tensors' names begin with; no trait's name has a "/"."""
+        Args:
+            ungated: Whether those of profiles that act beside the gate are among them.
+        """
         edits = {name: entry.edit for name, entry in self.traits.items()}
         kept = self.portfolio.edits if self.portfolio is not None else ()
         edits |= {_entry_name(i): edit for i, edit in enumerate(kept, start=1)}
-        return edits | {_profile_name(name): one.edit for name, one in self.profiles.items()}
+        return edits | {
+            _profile_name(name): one.edit
+            for name, one in self.profiles.items()
+            if ungated or one.gated
+        }
 
     def _to_bytes(self) -> bytes:
         tensors: dict[str, NDArray[Any]] = {}
@@ -445,7 +367,7 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
     exact_keys(document, expected, "metadata")
     identity = check_fields(document["fingerprint"], Fingerprint, "field 'fingerprint'")
     fingerprint = Fingerprint(**identity)
-    _check_fingerprint(fingerprint)
+    checks.check_fingerprint(fingerprint)
 
     entries = {
         name: check_object(value, f"trait {name!r}")
@@ -536,29 +458,3 @@ def _portfolio_fields(value: object) -> tuple[dict[str, Any] | None, dict[str, d
         for number, layers in enumerate(ranks, start=1)
     }
     return {key: item for key, item in fields.items() if key != "ranks"}, owners
-
-
-# --- Validation, of arguments and of file contents alike -----------------------------------------
-
-
-def _trait_entry(value: object, where: str) -> TraitEntry:
-    if not isinstance(value, TraitEntry):
-        raise InputError(f"{where}: expected a TraitEntry, got {value!r:.80}")
-    return value
-
-
-def _profile(value: object, where: str) -> Profile:
-    if not isinstance(value, Profile):
-        raise InputError(f"{where}: expected a Profile, got {value!r:.80}")
-    return value
-
-
-def _check_fingerprint(fingerprint: object) -> None:
-    where = "bundle field 'fingerprint'"
-    if not isinstance(fingerprint, Fingerprint):
-        raise InputError(f"{where}: expected a Fingerprint, got {fingerprint!r:.80}")
-    for key in ("architecture", "weights"):
-        check_text(getattr(fingerprint, key), f"{where}, {key!r}")
-    for key in ("layers", "width", "vocabulary"):
-        if check_whole(getattr(fingerprint, key), f"{where}, {key!r}") == 0:
-            raise InputError(f"{where}, {key!r}: expected 1 or more, got 0")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, cast, overload
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from typing_extensions import Unpack
 
 from steer.baselines import Method, Request, Serving, named
@@ -26,6 +24,7 @@ from steer.personalizer import Personalization, Personalizer
 from steer.portfolio import Entry
 from steer.profile import Profile
 from steer.resources import default_bundle_path
+from steer.streaming import pieces
 from steer.weights import check_strength, normalise_weights
 
 Weights: TypeAlias = Mapping[str, float]
@@ -382,44 +381,13 @@ class Steerer:
             raise InputError("beam search cannot be streamed; expected num_beams=1")
         text = render(self.language_model.tokenizer, prompt)
         edit = self.resolve(weights, strength, compose=compose, profile=profile)
-        return self._stream(text, edit, decoding, seed)
-
-    def _stream(self, text: str, edit: Edit, decoding: Decoding, seed: int | None) -> Iterator[str]:
-        streamer = TextIteratorStreamer(
-            self.language_model.tokenizer, skip_prompt=True, skip_special_tokens=True
+        return pieces(
+            self.language_model,
+            text,
+            decoding,
+            seed=seed,
+            steering=lambda: self._hooks.steer(edit, scope=self.bundle.scope),
         )
-        cancelled = threading.Event()
-        failures: list[BaseException] = []
-        options = {
-            "streamer": streamer,
-            "stopping_criteria": StoppingCriteriaList([_Cancelled(cancelled)]),
-        }
-
-        def work() -> None:
-            # The block lives in this thread from beginning to end, so an iterator that is
-            # dropped half way cannot leave the model steered.
-            try:
-                with self._hooks.steer(edit, scope=self.bundle.scope):
-                    generate_batch(
-                        self.language_model, [text], decoding, seed=seed, generation_options=options
-                    )
-            except BaseException as error:  # handed to the reading thread, which raises it
-                failures.append(error)
-            finally:
-                streamer.end()
-
-        thread = threading.Thread(target=work, name="steer-stream", daemon=True)
-        thread.start()
-        try:
-            for piece in streamer:
-                # Only the last one can end inside a character, if the limit cut it.
-                if whole := piece.rstrip("\ufffd"):
-                    yield whole
-        finally:
-            cancelled.set()
-            thread.join()
-        if failures:
-            raise failures[0]
 
     def _edits(
         self,
@@ -458,18 +426,6 @@ def _rows(value: Any, count: int) -> Sequence[Any]:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return value
     return [value] * count
-
-
-class _Cancelled(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
-    """Stops a generation whose reader has gone."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
-    ) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
 
 
 def load(
