@@ -57,17 +57,17 @@ def pack(edits: Sequence[LayerEdit | None], width: int, rank: int) -> Tables:
         fp32 tables on the CPU.
     """
     slots = len(edits)
-    e = np.zeros((slots, width), dtype=np.float32)
+    e = np.zeros((slots, 1, width), dtype=np.float32)
     v = np.zeros((slots, width, rank), dtype=np.float32)
-    u = np.zeros((slots, width, rank), dtype=np.float32)
-    floor = np.full((slots, rank), -np.inf, dtype=np.float32)
+    u = np.zeros((slots, rank, width), dtype=np.float32)
+    floor = np.full((slots, 1, rank), -np.inf, dtype=np.float32)
     for slot, edit in enumerate(edits):
         if edit is None:
             continue
-        e[slot] = edit.e
+        e[slot, 0] = edit.e
         v[slot, :, : edit.rank] = edit.v
-        u[slot, :, : edit.rank] = edit.u * edit.c
-        floor[slot, : edit.rank][edit.relu] = 0.0
+        u[slot, : edit.rank] = (edit.u * edit.c).T
+        floor[slot, 0, : edit.rank][edit.relu] = 0.0
     return Tables(*(torch.from_numpy(part) for part in (e, v, u, floor)))
 
 
@@ -105,7 +105,7 @@ class _Site:
 
     def reserve(self, rows: int, rank: int) -> None:
         """Make room; buffers grow, and never shrink, so that their addresses stay."""
-        capacity, width_rank = self.rows.floor.shape
+        capacity, _, width_rank = self.rows.floor.shape
         if rows > capacity or rank > width_rank:
             self.rows = self._allocate(max(_power_of_two(rows), capacity), max(rank, width_rank))
             self.batch = self.rows
@@ -130,7 +130,7 @@ class _Site:
         d = self.width
         parts = [
             torch.zeros(shape, device=self.device, dtype=self.dtype)
-            for shape in ((rows, d), (rows, d, rank), (rows, d, rank), (rows, rank))
+            for shape in ((rows, 1, d), (rows, d, rank), (rows, rank, d), (rows, 1, rank))
         ]
         return Tables(*(_static(part) for part in parts))
 

@@ -22,11 +22,13 @@ from torch import Tensor
 class Tables(NamedTuple):
     """The edits of one layer, stacked by slot; S slots, width d, rank k (0 for additive edits).
 
+    They lie as the formula takes them: on one token of one request a view costs as much as a sum.
+
     Attributes:
-        e: (S, d) additive part.
+        e: (S, 1, d) additive part.
         v: (S, d, k) directions that are read.
-        u: (S, d, k) directions that are written, with the coefficients c multiplied in.
-        floor: (S, k) lower bound of V^T x: 0 where phi is relu, -inf where it is the identity,
+        u: (S, k, d) directions that are written, with the coefficients c multiplied in.
+        floor: (S, 1, k) lower bound of V^T x: 0 where phi is relu, -inf where it is the identity,
             so that phi is a single `maximum`.
     """
 
@@ -57,10 +59,10 @@ def edit_rows(h: Tensor, rows: Tables, gate: Tensor) -> Tensor:
     Returns:
         (B, T, d) edited activations; `h` is not changed.
     """
-    delta = rows.e.unsqueeze(1)  # (B, 1, d)
+    delta = rows.e  # (B, 1, d)
     if rows.rank:
-        projection = torch.maximum(h @ rows.v, rows.floor.unsqueeze(1))  # (B, T, k)
-        delta = torch.baddbmm(delta, projection, rows.u.transpose(1, 2))  # (B, T, d)
+        projection = torch.maximum(torch.bmm(h, rows.v), rows.floor)  # (B, T, k)
+        delta = torch.baddbmm(delta, projection, rows.u)  # (B, T, d)
     return torch.addcmul(h, delta, gate)
 
 

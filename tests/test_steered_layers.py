@@ -176,7 +176,7 @@ def test_each_token_has_the_slot_of_its_request_and_place(requests, scope, rando
             edit, prompt = requests[batch[place]]
             acts = edit and (scope == "all" or at >= prompt - 1)
             expected = EDITS[edit].layers[2].e if acts else x[token].numpy()
-            np.testing.assert_array_equal(slots.tables[2].e[buffer[token]].numpy(), expected)
+            np.testing.assert_array_equal(slots.tables[2].e[buffer[token], 0].numpy(), expected)
         assert not buffer[len(request) :].any()
         for i, n in zip(batch, counts, strict=True):
             done[i] += n

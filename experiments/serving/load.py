@@ -1,7 +1,8 @@
 """Many clients at once: is everybody answered as alone, and is nobody lost?
 
-    python experiments/serving/load.py            # six minutes; needs `make venv-serving`
+    python experiments/serving/load.py            # seven minutes; needs `make venv-serving`
     python experiments/serving/load.py --quick    # only shows that it runs
+    python experiments/serving/load.py --engine vllm --python .venv-vllm/bin/python
 
 `steer serve` runs in a process of its own. Edits are mixtures of the traits' own at several
 strengths, and are taken until so many give answers that differ pairwise. Each is asked for once,
@@ -33,16 +34,21 @@ import psutil
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
+from runs import last_line  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
 from steer.cover import random_weights  # noqa: E402
 from steer.resources import default_bundle_path  # noqa: E402
+from steer.serve.server import ENGINES  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
 PROMPT = "How do I sleep better?"
 STRENGTHS = (0.6, 1.0, 1.4)
+# As many edits as clients have, so that nobody waits for a slot.
+VLLM = {"dtype": "float32", "max_model_len": 1024, "block_size": 32, "max_num_seqs": 64}
+VLLM_ON_CPUS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
 HERE = Path(__file__).parent
 
 
@@ -62,7 +68,7 @@ class Row:
         p50: Seconds until an answer, median.
         p95: 95% of answers came in so many seconds.
         p99: 99% did.
-        memory_before: The server's, MB, a third into the load.
+        memory_before: The server's, MB, with all its processes, a third into the load.
         memory_after: At its end.
     """
 
@@ -104,6 +110,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=120)
     parser.add_argument("--tokens", type=int, default=12, help="of an answer")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=ENGINES, default="transformers")
+    parser.add_argument("--python", default=sys.executable, help="what the server runs in")
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parents[1] / "results" / "serving"
@@ -121,8 +129,11 @@ def server(arguments: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     more = ["--queue", str(2 * arguments.clients), "--timeout", "600", "--store", "sqlite://"]
+    if arguments.engine == "vllm":
+        more += ["--engine", "vllm", "--engine-options", json.dumps(VLLM)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "steer.cli", "serve", "--port", str(port), *more],
+        [arguments.python, "-m", "steer.cli", "serve", "--port", str(port), *more],
+        env={**VLLM_ON_CPUS, **os.environ},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -186,7 +197,9 @@ def loaded(
 
     def watch() -> None:
         while not over.wait(0.5):
-            memory.append(process.memory_info().rss / 1e6)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                everything = [process, *process.children(recursive=True)]
+                memory.append(sum(one.memory_info().rss for one in everything) / 1e6)
 
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "load.json"
@@ -242,15 +255,17 @@ def write(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
         "command": command("experiments/serving/load.py"),
         "seed": arguments.seed,
         "versions": versions(),
+        "engine": arguments.engine,
         "prompt": PROMPT,
         "tokens": arguments.tokens,
         "rows": [asdict(row) for row in rows],
     }
-    write_json(arguments.output / "load.json", content)
-    write_csv(arguments.output / "load.csv", Row, rows)
+    stem = "load" if arguments.engine == "transformers" else f"load_{arguments.engine}"
+    write_json(arguments.output / f"{stem}.json", content)
+    write_csv(arguments.output / f"{stem}.csv", Row, rows)
     lines = [
-        f"`steer serve` with the packaged model, answers of {arguments.tokens} tokens, clients "
-        "that ask again as soon as they are answered.",
+        f"`steer serve --engine {arguments.engine}` with the packaged model in fp32, answers of "
+        f"{arguments.tokens} tokens, clients that ask again as soon as they are answered.",
         "",
         "| | clients | edits | answers | another than alone | failed | tokens a second | "
         "p50, s | p95, s | p99, s | memory, MB |",
@@ -262,8 +277,8 @@ def write(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
         f"{row.p95:.1f} | {row.p99:.1f} | {row.memory_before:.0f} to {row.memory_after:.0f} |"
         for row in rows
     ]
-    lines += ["", f"`{content['command']}`"]
-    write_markdown(arguments.output / "load.md", "\n".join(lines) + "\n")
+    lines += ["", last_line(content)]
+    write_markdown(arguments.output / f"{stem}.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

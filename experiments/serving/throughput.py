@@ -1,6 +1,6 @@
 """What steering costs a server: tokens a second, steered over plain, in one run.
 
-    python experiments/serving/throughput.py            # 40 minutes; nothing else may run
+    python experiments/serving/throughput.py            # half an hour; nothing else may run
     python experiments/serving/throughput.py --quick    # only shows that it runs
 
 So many people ask at once, each with other weights, for answers of a set number of tokens, so that
@@ -45,7 +45,7 @@ from steer.prompts import load_prompts  # noqa: E402
 from steer.serve.continuous import ContinuousEngine, Room, continuous_config  # noqa: E402
 from steer.steerer import Steerer  # noqa: E402
 
-CASES = (Case(1, 16, 41), Case(32, 12, 15), Case(32, 24, 7, shortest=4), Case(256, 4, 3))
+CASES = (Case(1, 16, 41), Case(32, 12, 11), Case(32, 24, 5, shortest=4), Case(256, 4, 3))
 QUICK = (Case(1, 4, 2), Case(3, 4, 2, shortest=2))
 
 

@@ -18,8 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
@@ -228,21 +226,19 @@ class ContinuousEngine:
     # The two hooks run in the manager's thread.
     def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         assert self._hooks is not None, "hooks are on the model"
-        slots, begins, lengths = [], [], []
+        slots: list[int] = []  # of each token
         for request in self._requests():
             serving = self._serving.get(request.state.request_id)  # None: cancelled meanwhile
-            slots.append(0 if serving is None else serving.slot)
-            begins.append(0 if serving is None else serving.begins)
-            lengths.append(request.query_length)
-        if not any(slots):
-            self._hooks.begin(None)
-            return
-        positions = kwargs["position_ids"][0]  # (N,)
-        begin = torch.from_numpy(np.repeat(begins, lengths)).to(positions.device)
-        of_token = tuple(np.repeat(slots, lengths).tolist())
-        self._hooks.begin(
-            Step(of_token, positions >= begin, self._slots.tables, self._slots.version)
-        )
+            length = request.query_length
+            if serving is None:
+                slots += [0] * length
+                continue
+            # The manager has counted these tokens already.
+            first = request.state.position_offset - length
+            before = min(max(serving.begins - first, 0), length)
+            slots += [0] * before + [serving.slot] * (length - before)
+        step = Step(tuple(slots), self._slots.tables, self._slots.version)
+        self._hooks.begin(step if any(slots) else None)
 
     def _after_forward(
         self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any

@@ -1,7 +1,7 @@
 """Edits for engines that lay the tokens of all requests side by side: (1, N, d), one edit a token.
 
-The same kernel as in `steer.hooks`, which has one edit a row. Which request a token belongs to, and
-whether its response has begun, the engine says before each forward pass.
+The same kernel as in `steer.hooks`, which has one edit a row. Which edit each token gets, and that
+those before a response get none, the engine says before each forward pass.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from steer.errors import EditNeverFiredError
 from steer.kernel import Tables, edit_rows, gather
@@ -23,24 +24,22 @@ class Step:
 
     Attributes:
         slots: Slot of each token (N,); 0 is no edit.
-        gate: Whether each token is edited (N,), as 0 or 1.
         tables: By layer.
         version: Of the tables' content.
     """
 
     slots: tuple[int, ...]
-    gate: Tensor
     tables: dict[int, Tables]
     version: int
 
 
 class _Site:
-    """The hook of one decoder layer."""
+    """The hook of one decoder layer that some edit is for."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.rows: Tables | None = None  # of each token (N, ...)
-        self.gate = torch.empty(0)
+        self.gate = torch.ones((), device=device, dtype=dtype)  # slots say who is edited
         self.active = False
         self.fired = False
 
@@ -57,34 +56,27 @@ class PackedHooks:
     """The hooks of one model that an engine has for itself."""
 
     def __init__(self, language_model: LanguageModel) -> None:
-        """Put them on the model; until a step begins they do nothing."""
-        self._dtype = language_model.model.dtype
-        self._sites = [_Site(execution_device(layer)) for layer in language_model.layers]
-        self._handles = [
-            layer.register_forward_hook(site)
-            for layer, site in zip(language_model.layers, self._sites, strict=True)
-        ]
+        """Begin without any: a layer gets one with the first edit that it is of."""
+        self._language_model = language_model
+        self._sites: dict[int, _Site] = {}
+        self._handles: list[RemovableHandle] = []
         self._gathered: tuple[tuple[int, ...], int] | None = None
 
     def begin(self, step: Step | None) -> None:
         """Say what the next forward pass edits; None if nothing."""
-        for site in self._sites:
+        for site in self._sites.values():
             site.active = False
         if step is None:
             return
         # While the same requests are written on, token by token, their rows stay.
         same = self._gathered == (step.slots, step.version)
-        gates: dict[torch.device, Tensor] = {}
         indices: dict[torch.device, Tensor] = {}
         for layer, tables in step.tables.items():
-            site = self._sites[layer]
-            if site.device not in gates:
-                gate = step.gate.to(site.device, self._dtype)
-                gates[site.device] = gate[:, None, None]  # (N, 1, 1)
-                indices[site.device] = torch.tensor(step.slots, device=site.device)
+            site = self._sites.get(layer) or self._hooked(layer)
             if not same:
+                if site.device not in indices:
+                    indices[site.device] = torch.tensor(step.slots, device=site.device)
                 site.rows = gather(tables, indices[site.device])
-            site.gate = gates[site.device]
             site.active, site.fired = True, False
         self._gathered = (step.slots, step.version)
 
@@ -94,9 +86,17 @@ class PackedHooks:
         Raises:
             EditNeverFiredError: If a layer's never did.
         """
-        silent = [i for i, site in enumerate(self._sites) if site.active and not site.fired]
+        silent = [i for i, site in self._sites.items() if site.active and not site.fired]
         if silent:
             raise EditNeverFiredError(f"the edit never acted at layers {silent}")
+
+    def _hooked(self, layer: int) -> _Site:
+        module = self._language_model.layers[layer]
+        site = self._sites[layer] = _Site(
+            execution_device(module), self._language_model.model.dtype
+        )
+        self._handles.append(module.register_forward_hook(site))
+        return site
 
     def remove(self) -> None:
         """Take them off the model."""

@@ -140,8 +140,9 @@ class Slots:
         if edit.is_zero():
             return 0
         self._check_fits(edit)
+        digest = edit.digest
         with self._lock:
-            slot = self._slot_of.get(edit.digest)
+            slot = self._slot_of.get(digest)
             if slot is None:
                 if not self._free:
                     self._grow()
@@ -149,8 +150,8 @@ class Slots:
                 if self._reserved is None:
                     self._widen(edit)
                 self._write(slot, edit)
-                self._slot_of[edit.digest] = slot
-                self._digests[slot] = edit.digest
+                self._slot_of[digest] = slot
+                self._digests[slot] = digest
                 self._users[slot] = 0
             self._users[slot] += 1
             return slot
@@ -217,9 +218,9 @@ class Slots:
             parts = pack([None] * capacity, self._width, rank)
             new = Tables(*(part.to(self._devices[index], self._dtype) for part in parts))
             if old is not None:
-                slots, k = old.floor.shape
+                slots, _, k = old.floor.shape
                 new.e[:slots] = old.e
                 new.v[:slots, :, :k] = old.v
-                new.u[:slots, :, :k] = old.u
-                new.floor[:slots, :k] = old.floor
+                new.u[:slots, :k] = old.u
+                new.floor[:slots, :, :k] = old.floor
             return new

@@ -49,7 +49,7 @@ class Site(nn.Module):
             self.register_buffer(name, part, persistent=False)
         self.register_buffer("slots", slots, persistent=False)
         # Which tokens are edited is said by their slots.
-        self.register_buffer("gate", torch.ones_like(tables.e[:1, :1]), persistent=False)
+        self.register_buffer("gate", torch.ones_like(tables.e[0, :, :1]), persistent=False)
         self.last = last
 
     def forward(self, x: Tensor) -> Tensor:

@@ -331,7 +331,7 @@ def _check_acts(runner: Any, steering: _Steering) -> None:
         before = hidden()
         steering.buffer.fill_(1)
         for index, tables in steering.slots.tables.items():
-            tables.e[1, ::2] = 100.0
+            tables.e[1, :, ::2] = 100.0
             if torch.equal(hidden(), before):
                 silent.append(index)
             tables.e[1] = 0.0
