@@ -120,6 +120,8 @@ def replicated(settings: Settings, replicas: Replicas, host: str, port: int) -> 
     Store(settings.store).close()
     environment = {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "steer.serve.proxy:middlewares",
+        # After five seconds, Ray's default, a busy machine's proxy would be killed as it starts.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         ORIGINS: json.dumps(settings.origins),
     }
     cpus = replicas.number * replicas.cpus
@@ -145,19 +147,23 @@ def replicated(settings: Settings, replicas: Replicas, host: str, port: int) -> 
 
 def _start(settings: Settings, replicas: Replicas, host: str, port: int, ray: Any) -> None:
     from ray import serve
+    from ray.exceptions import RayError
 
     limits = settings.limits
     # A path may hold somebody's name.
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={
-            "host": host,
-            "port": port,
-            "request_timeout_s": limits.seconds + _GRACE,
-        },
-        logging_config=quiet,
-    )
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={
+                "host": host,
+                "port": port,
+                "request_timeout_s": limits.seconds + _GRACE,
+            },
+            logging_config=quiet,
+        )
+    except (RayError, TimeoutError) as error:
+        raise SteerError(f"Ray's proxy did not start at {host}:{port}: {error}") from error
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name=_NAME,
