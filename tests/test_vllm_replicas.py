@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 
@@ -22,6 +21,7 @@ pytest.importorskip("ray", reason="Ray is not installed; see `make test-vllm`")
 
 sys.path.append(str(Path(__file__).parents[1] / "experiments" / "serving"))
 from crowd import crowd  # noqa: E402
+from nodes import telling  # noqa: E402
 
 import steer  # noqa: E402
 from tests.test_vllm import OPTIONS, PROMPTS, WEIGHTS, Server, a_server  # noqa: E402
@@ -52,12 +52,6 @@ def bodies() -> list[dict[str, Any]]:
 def replicas(server: Server) -> list[psutil.Process]:
     below = psutil.Process(server[1].pid).children(recursive=True)
     return [one for one in below if "ServeReplica" in one.name()]
-
-
-def telling(url: str) -> int:
-    """How many replicas say what they do."""
-    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
-    return sum(line.startswith("steer_in_flight{") for line in lines)
 
 
 def test_a_killed_replica_takes_vllm_with_it_and_comes_back(server):

@@ -61,6 +61,12 @@ def kill_node(cluster: Any, node: Any) -> None:
         os.kill(process, signal.SIGKILL)
 
 
+def telling(url: str, headers: Mapping[str, str] | None = None) -> int:
+    """How many replicas tell Prometheus what they do."""
+    lines = httpx.get(f"{url}/metrics", headers=headers, timeout=30).text.splitlines()
+    return sum(line.startswith("steer_in_flight{") for line in lines)
+
+
 def wait_for_replicas(
     url: str, cluster: Any, number: int, headers: Mapping[str, str] | None = None
 ) -> None:
@@ -71,9 +77,7 @@ def wait_for_replicas(
     """
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
-        lines = httpx.get(f"{url}/metrics", headers=headers, timeout=30).text.splitlines()
-        telling = sum(line.startswith("steer_in_flight{") for line in lines)
-        if telling == len(replicas(cluster)) == number:
+        if telling(url, headers) == len(replicas(cluster)) == number:
             return
         time.sleep(0.5)
     raise TimeoutError(f"{number} replicas did not come up")
