@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, fields
+from functools import cached_property, reduce
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ Array = NDArray[np.float32]
 @dataclass(frozen=True, eq=False)
 class LayerEdit:
     """The edit of one layer; width d, rank k (0 for additive edits).
+
+    Its arrays are read-only copies, so that what an edit is called (`Edit.digest`) stays true.
 
     Attributes:
         e: (d,) additive part.
@@ -52,6 +55,8 @@ class LayerEdit:
             )
         if not all(np.isfinite(part).all() for part in (self.e, self.v, self.u, self.c)):
             raise InputError("layer edit: expected finite values, got NaN or infinity")
+        for part in fields(self):
+            object.__setattr__(self, part.name, _read_only(getattr(self, part.name)))
 
     @property
     def width(self) -> int:
@@ -144,7 +149,8 @@ class Edit:
         """Whether the edit changes nothing, whatever x is."""
         return all(layer.is_zero() for layer in self.layers.values())
 
-    @property
+    # Kept: a served request asks for it several times.
+    @cached_property
     def digest(self) -> str:
         """A name (SHA-256) for what the edit does, in which layers that do nothing do not count."""
         content = hashlib.sha256()
@@ -222,6 +228,13 @@ def compose(edits: Sequence[Edit], weights: Sequence[float]) -> Edit:
         raise InputError(f"compose: got {len(edits)} edits and {len(weights)} weights")
     terms = [weight * edit for edit, weight in zip(edits, weights, strict=True) if weight != 0]
     return reduce(lambda a, b: a + b, terms, ZERO)
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    if array.flags.writeable:
+        array = array.copy()
+        array.setflags(write=False)
+    return array
 
 
 def _unit(vector: Array) -> Array:

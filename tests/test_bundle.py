@@ -489,15 +489,6 @@ def test_failure_while_writing_leaves_the_old_file(saved, monkeypatch):
     assert os.listdir(saved.parent) == [saved.name]
 
 
-def test_edit_spoilt_after_validation_is_not_saved(saved):
-    before = saved.read_bytes()
-    bundle = _bundle()
-    bundle.traits["brevity"].edit.layers[1].e[0] = np.nan
-    with pytest.raises(BundleFormatError, match="finite"):
-        bundle.save(saved)
-    assert saved.read_bytes() == before
-
-
 def test_info_is_json(saved):
     info = json.loads(json.dumps(Bundle.load(saved).info()))
     assert info["schema"] == SCHEMA and info["model"] == "tiny/model"

@@ -133,6 +133,17 @@ def test_layers_are_in_order_and_read_only():
         edit.layers = {}
 
 
+def test_arrays_are_read_only_copies():
+    given = {name: np.array(array) for name, array in FITTING.items()}
+    layer = LayerEdit(**given)
+    digest = Edit({0: layer}).digest
+    for name, array in given.items():
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(layer, name)[...] = 0
+        array[...] = 0  # the caller's own is the caller's own
+    assert Edit({0: layer}).digest == digest
+
+
 @given(edits())
 def test_rank_is_the_largest(a):
     assert a.rank == max([layer.v.shape[1] for layer in a.layers.values()], default=0)
