@@ -113,13 +113,8 @@ def _is_contraction(word: str) -> bool:
 def casual_markers(text: str) -> float:
     """Casual marks per 100 words: contractions, slang, exclamation marks, you and I."""
     found = words(text)
-    return _per_100(_slang(text, found) + _familiar(found), found)
-
-
-def slang_markers(text: str) -> float:
-    """The casual marks of a chatty writer per 100 words: slang, fillers, exclamation marks."""
-    found = words(text)
-    return _per_100(_slang(text, found), found)
+    slang = sum(word in _CASUAL for word in found) + text.count("!")
+    return _per_100(slang + _familiar(found), found)
 
 
 def familiar_markers(text: str) -> float:
@@ -132,10 +127,6 @@ def warm_markers(text: str) -> float:
     """Marks of warmth per 100 words: words of care, and speaking to the reader."""
     found = words(text)
     return _per_100(sum(word in _WARM for word in found), found)
-
-
-def _slang(text: str, found: Sequence[str]) -> int:
-    return sum(word in _CASUAL for word in found) + text.count("!")
 
 
 def _familiar(found: Sequence[str]) -> int:

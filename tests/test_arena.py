@@ -15,7 +15,7 @@ from steer.errors import DataError
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import attach
 from steer.likelihood import mean_log_likelihood
-from steer.measures import casual_markers, familiar_markers, slang_markers
+from steer.measures import casual_markers, familiar_markers
 from steer.prompts import load_prompts
 from steer.traits import Trait
 from tests.models import WIDTH, tiny
@@ -262,10 +262,11 @@ def test_dose_factors():
     assert set(dose_factors(lambda factor: min(0.1 * factor, 0.3), (0.05, 0.2, 0.8))) == {0.05, 0.2}
 
 
-def test_the_two_parts_of_casual_marks():
+def test_familiar_marks_are_a_part_of_the_casual_ones():
     text = "Hey, I don't really know! You're cool, okay? My mom would, though."
-    assert slang_markers(text) > 0 and familiar_markers(text) > 0
-    assert casual_markers(text) == pytest.approx(slang_markers(text) + familiar_markers(text))
+    # I, don't, you're and my, of 12 words; the rest is slang.
+    assert familiar_markers(text) == pytest.approx(100 * 4 / 12)
+    assert casual_markers(text) > familiar_markers(text)
 
 
 # --- tables -------------------------------------------------------------------------------------

@@ -11,14 +11,18 @@ scaled to [0, 1]: what earns 1 is the ceiling of the standardised gain.
     warmth       packaged probe on style    probe on the middle layer's activations, fitted to the
                                             outer quarters of Stanford politeness and to answers
                                             to instructions in other words than the trait's
-    formality    slang and exclamation      contractions, you and I, none
-                 marks, none
+    formality    contractions, you and I,   probe on style, fitted to answers to instructions in
+                 none                       other words than the trait's
 
 A probe's ceiling is the upper tenth of the better texts that it is fitted to. Warm words do not
 search for warmth: they follow people's labels no better than chance
 (experiments/validate_rewards.py). Nor does what people call a polite request report it alone: by
 that a formal answer is warmer than one that was asked to be kind. The model's answers add what is
-asked of an answer, in half the weight, and take nothing from the agreement with people.
+asked of an answer, in half the weight, and take nothing from the agreement with people. Slang and
+exclamation marks do not search for formality: the unsteered model hardly writes any, so that every
+method closes that headroom. Nobody's labels of formality are at hand, so the model's own answers
+report it; the style probe tells the poles of held-out ones apart in 87% of pairs, the other
+encoders in as many or fewer.
 """
 
 from __future__ import annotations
@@ -34,11 +38,12 @@ sys.path.append(str(Path(__file__).parents[1]))
 from people import Pairs, onestop, politeness, positive_frames  # noqa: E402
 from probes import fitted, poles  # noqa: E402
 
-from steer.contrast import generate_pairs
-from steer.measures import coleman_liau, familiar_markers, sentences, slang_markers
+from steer.contrast import PairSet, generate_pairs
+from steer.measures import coleman_liau, familiar_markers, sentences
 from steer.models import LanguageModel
 from steer.probe_reward import (
     SENTENCES,
+    STYLE,
     Encoder,
     ProbeReward,
     activation_encoder,
@@ -71,6 +76,22 @@ KINDNESS = Trait(
     ],
 )
 """Warmth in other words than those that edits are made with."""
+OFFICIALDOM = Trait(
+    "officialdom",
+    positive=[
+        "Write as in an official letter to a minister.",
+        "Answer in the impersonal register of a legal notice.",
+        "Phrase it as an encyclopedia would.",
+        "Choose elevated words, as in a speech at a state banquet.",
+    ],
+    negative=[
+        "Write as in a text message to an old friend.",
+        "Answer the way people talk over a beer.",
+        "Phrase it as a teenager on the phone would.",
+        "Choose offhand words, as in a chat at the bus stop.",
+    ],
+)
+"""Formality in other words."""
 
 
 @dataclass(frozen=True)
@@ -124,27 +145,28 @@ def _warmth(model: LanguageModel, people: People) -> Reads:
     encoder = activation_encoder(model)
     search = packaged_probe("warmth")
     assert search is not None, "it is packaged"
-    # Of the extract prompts the last: neither edits nor packaged probes are made at them.
-    prompts = load_prompts("extract")[-(people.pairs // 10) :]
-    contrast = generate_pairs(
-        model,
-        KINDNESS,
-        prompts,
-        people.work_dir / "kindness.jsonl",
-        seed=people.seed,
-        progress=True,
-    )
+    contrast = _in_other_words(model, KINDNESS, people)
     found = politeness(people.data, people.pairs, people.seed)
     return Reads(search, fitted("warmth", found, [poles(contrast)], encoder, people.seed))
 
 
 def _formality(model: LanguageModel, people: People) -> Reads:
-    return Reads(
-        TextReward("slang and exclamation marks per 100 words, 4 to 0", slang_markers, Range(4, 0)),
-        TextReward(
-            "contractions, you and I per 100 words, 10 to 0", familiar_markers, Range(10, 0)
-        ),
+    search = TextReward(
+        "contractions, you and I per 100 words, 10 to 0", familiar_markers, Range(10, 0)
     )
+    contrast = _in_other_words(model, OFFICIALDOM, people)
+    report = ProbeReward.fitted(
+        "formality", contrast.positive, contrast.negative, encoder=STYLE, seed=people.seed
+    )
+    return Reads(search, report)
+
+
+def _in_other_words(model: LanguageModel, trait: Trait, people: People) -> PairSet:
+    """What the model writes under instructions that no edit is made with."""
+    # Of the extract prompts the last: neither edits nor packaged probes are made at them.
+    prompts = load_prompts("extract")[-(people.pairs // 10) :]
+    path = people.work_dir / f"{trait.name}.jsonl"
+    return generate_pairs(model, trait, prompts, path, seed=people.seed, progress=True)
 
 
 READS: Mapping[str, Callable[[LanguageModel, People], Reads]] = {
