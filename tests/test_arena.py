@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from steer.activations import hooked
 from steer.chat import render
 from steer.contrast import Answer, Pair, PairSet, instructed
+from steer.distill import adder
 from steer.edits import additive
 from steer.errors import DataError
 from steer.generation import Decoding, generate_batch, prompt_tokens
@@ -27,6 +30,7 @@ import arena_tables  # noqa: E402
 import mixtures  # noqa: E402
 import prompting  # noqa: E402
 import refusals  # noqa: E402
+import rules  # noqa: E402
 from answering import (  # noqa: E402
     UNSTEERED,
     Asked,
@@ -102,6 +106,88 @@ def test_logit_steering_settings():
         ("Stay cool.", 0.5),
         ("Stay cool.", 2.0),
     ]
+
+
+# --- what else becomes of an edit ----------------------------------------------------------------
+
+
+def strong_edit(scale=3.0):
+    rng = np.random.default_rng(5)
+    return additive({i: (scale * rng.standard_normal(WIDTH)).astype(np.float32) for i in (0, 2)})
+
+
+def by_plain_loop(model, text, edit, weight, steps=8):
+    """Greedy tokens, the whole text anew for each, an edit's change weighed by place and token."""
+    ids = prompt_tokens(model, text)
+    first = len(ids) - 1
+    for _ in range(steps):
+        weights = torch.tensor(
+            [0.0 if j < first else weight(j - first, token) for j, token in enumerate(ids)]
+        )
+        hooks = {
+            i: adder(weights[:, None] * torch.tensor(layer.e)) for i, layer in edit.layers.items()
+        }
+        with hooked(model, hooks), torch.no_grad():
+            logits = model.model(input_ids=torch.tensor([ids])).logits[0, -1]
+        ids.append(int(logits.argmax()))
+    return ids[first + 1 :]
+
+
+@pytest.mark.parametrize("name", ["decaying", "content words"])
+def test_a_rule_weighs_an_edit_token_by_token(llama, monkeypatch, name):
+    monkeypatch.setattr(rules, "HALF_LIFE", 2)
+    edit = strong_edit()
+    decoding = replace(GREEDY, max_new_tokens=8, min_new_tokens=8)
+    if name == "decaying":
+        rule = rules.decaying
+        weigh = lambda place, token: 0.5 ** (place / 2)  # noqa: E731
+    else:
+        monkeypatch.setattr(rules, "ENGLISH_STOP_WORDS", frozenset())
+        monkeypatch.setattr(rules, "_SHORT", 0)  # the tiny tokenizer's tokens are letters
+        rule = rules.content_words(llama)
+        weigh = lambda place, token: (  # noqa: E731
+            1.0 if llama.tokenizer.decode([token]).strip().isalpha() else 0.25
+        )
+    told = []
+    for text in ("Hi.", "What is a comet?"):
+        with rules.ruled(llama, [0, 2], rule), attach(llama).steer(edit, scope="response"):
+            (answer,) = generate_batch(llama, [text], decoding)
+        assert list(answer.tokens) == by_plain_loop(llama, text, edit, weigh)
+        told.append(answer.tokens)
+    with attach(llama).steer(edit, scope="response"):
+        plain = [
+            generate_batch(llama, [t], decoding)[0].tokens for t in ("Hi.", "What is a comet?")
+        ]
+    assert plain != told, "the rule makes a difference"
+
+
+def test_a_rule_can_keep_the_length_of_activations(llama):
+    seen = {}
+
+    def note(name):
+        return {0: lambda module, args, output: seen.update({name: output})}
+
+    edit, inputs = strong_edit(), torch.tensor([prompt_tokens(llama, "What is a comet?")])
+    with hooked(llama, note("plain")), torch.no_grad():
+        llama.model(input_ids=inputs)
+    steering = attach(llama).steer(edit, scope="all")
+    with rules.ruled(llama, [0, 2], rules.norm_preserving), hooked(llama, note("turned")), steering:
+        llama.model(input_ids=inputs)
+    plain, turned = seen["plain"], seen["turned"]
+    torch.testing.assert_close(turned.norm(dim=-1), plain.norm(dim=-1))
+    wanted = plain + torch.tensor(edit.layers[0].e)
+    assert torch.cosine_similarity(turned, wanted, dim=-1).min() > 0.9999
+
+
+def test_each_prompt_can_have_its_own_dose(llama, tmp_path):
+    how = Edited(strong_edit(), "response", (0.0, 1.0, 0.5))
+    store = Store(tmp_path / "a.jsonl", {})
+    setting = Setting("calm", "each", "each", how)
+    (answers,) = answer_all(llama, [setting], PROMPTS, GREEDY, store)
+    for prompt, factor, text in zip(PROMPTS, how.factors, answers.texts, strict=True):
+        with attach(llama).steer(factor * how.edit, scope="response"):
+            (alone,) = generate_batch(llama, [render(llama.tokenizer, prompt)], GREEDY)
+        assert text == alone.text
 
 
 # --- kept answers -------------------------------------------------------------------------------

@@ -1,32 +1,33 @@
 """Ideas for better edits, each on its own against the plain mean difference, at one dose.
 
-    python experiments/arena/ablations.py --data FOLDER            # an hour of a core
+    python experiments/arena/ablations.py --data FOLDER            # an hour and a half of a core
     python experiments/arena/ablations.py --data FOLDER --quick    # minutes: shows that it runs
 
 FOLDER holds what people prefer (people.py) and `wikitext2/valid.txt`. The base is the mean
 difference over the response's tokens, at the middle layers, added to every token of the answer.
-Each variant changes one thing. All have the same divergence from the unedited model on its own
-answers, and answer the same develop prompts, which took no part in arena.py's search. Gains are by
-both measures of a trait (reads.py). What a variant does to plain text is the ratio of WikiText-2's
-perplexities, per token, edited on every token.
+Each variant changes one thing (variants.py, rules.py). All have the same divergence from the
+unedited model on its own answers, and answer the same develop prompts, which took no part in
+arena.py's search. Gains are by both measures of a trait (reads.py). What a variant does to plain
+text is the ratio of WikiText-2's perplexities, per token, edited on every token.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from answering import UNSTEERED, Edited, Setting, answer_all
-from contenders import MIDDLE, Source, Workshop
+from contenders import Workshop, dose_factors
 from judging import coherence, draws, gain, values
 from reads import PAIRS, READS, People
+from rules import ruled
 from running import add_build_dir, common_parser, parsed, store_of, workshop_of
+from variants import Variant, variants
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -36,21 +37,15 @@ from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
 from steer.batches import Sequences  # noqa: E402
-from steer.contrast import PairSet  # noqa: E402
-from steer.distill import Distillation  # noqa: E402
+from steer.dose import reference_meter  # noqa: E402
 from steer.edits import ZERO, Edit  # noqa: E402
 from steer.generation import Decoding  # noqa: E402
 from steer.hooks import Scope, attach  # noqa: E402
-from steer.likelihood import log_ratio, mean_log_likelihood  # noqa: E402
+from steer.likelihood import mean_log_likelihood  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
-from steer.recipe import Reading, Recipe  # noqa: E402
-from steer.subspace import Subspace  # noqa: E402
-from steer.trait_edit import fit  # noqa: E402
-from steer.undosed import candidate_layers, make_edit, plain_prompts, undosed_edit  # noqa: E402
 from steer.versions import versions  # noqa: E402
 
-BASE = "mean difference"
 CHUNK, CHUNKS, APART = 256, 16, 4  # tokens of a piece of WikiText, pieces, every so many
 
 
@@ -89,9 +84,6 @@ class Row:
     perplexity: float
 
 
-Maker = Callable[[Workshop, Source], tuple[Edit, Scope]]
-
-
 def main() -> None:
     """Make all variants, answer, and write the table."""
     arguments = read_arguments()
@@ -106,34 +98,33 @@ def main() -> None:
     plain = plain_text(model, arguments.data, 2 if quick else CHUNKS)
     usual = text_likelihood(model, ZERO, "response", plain)
     drawn = draws(number, seed)
+    sources = {trait: workshop.source(trait) for trait in arguments.traits}
     rows = []
-    for trait in arguments.traits:
+    for trait, source in sources.items():
         path = arguments.work_dir / "ablations" / f"{trait}.jsonl"
         store = store_of(path, model, prompts, decoding)
-        source = workshop.source(trait)
-        settings = []
-        for name, make in variants(quick).items():
-            edit, scope = make(workshop, source)
-            factor = workshop.factors(edit, scope, [arguments.dose]).get(arguments.dose)
-            if factor is None:
-                print(f"{trait}, {name}: does not reach {arguments.dose:g} nats")
-                continue
-            settings.append(Setting(trait, name, name, Edited(factor * edit, scope)))
-        unsteered, *found = answer_all(model, [UNSTEERED, *settings], prompts, decoding, store)
+        (unsteered,) = answer_all(model, [UNSTEERED], prompts, decoding, store)
         measures = (reads[trait].search, reads[trait].report)
         before = [values(reward, prompts, unsteered.texts) for reward in measures]
-        for setting, answers in zip(settings, found, strict=True):
-            whole, how = coherence(prompts, answers.texts, answers.log_likelihood), setting.how
-            assert isinstance(how, Edited)
+        for name, make in variants(sources, quick).items():
+            variant = make(workshop, source)
+            with ruled(model, list(variant.edit.layers), variant.rule):
+                how = dosed(workshop, name, variant, prompts, arguments.dose)
+                if how is None:
+                    print(f"{trait}, {name}: does not reach {arguments.dose:g} nats")
+                    continue
+                setting = Setting(trait, name, name, how)
+                (answers,) = answer_all(model, [setting], prompts, decoding, store)
+                loss = usual - text_likelihood(model, mean_edit(how), how.scope, plain)
+            whole = coherence(prompts, answers.texts, answers.log_likelihood)
             gains = []
             for reward, usually in zip(measures, before, strict=True):
                 one = gain(values(reward, prompts, answers.texts), usually, drawn)
                 gains += [one.value, *one.interval]
-            loss = usual - text_likelihood(model, how.edit, how.scope, plain)
             rows.append(
                 Row(
                     trait,
-                    setting.name,
+                    name,
                     arguments.dose,
                     *gains,
                     whole.incoherent,
@@ -174,91 +165,28 @@ def read_arguments() -> argparse.Namespace:
     return arguments
 
 
-def variants(quick: bool) -> dict[str, Maker]:
-    """By name, the base and what changes one thing of it."""
-    made: dict[str, Maker] = {
-        BASE: base,
-        "first layers of the window": partial(base, window=(0.27, 0.47)),
-        "later layers": partial(base, window=(0.47, 0.8)),
-        "all layers of the subspace": partial(base, window=(0.2, 0.8)),
-        "one layer, in the middle": partial(base, window=(0.47, 0.5)),
-        "layers by CCS loss": by_ccs_loss,
-        "prompt edited too": partial(base, scope="all"),
-        "first singular vector": partial(base, reading="svd"),
-        "CCS normal": partial(base, reading="ccs"),
-        "logistic probe": partial(base, reading="probe"),
-        "last token instead of mean": last_token,
-        "half of the pairs, by log-ratio": better_half,
-        "gated": partial(base, gated=True),
-        "distilled": distilled,
-        "distilled, sharper teacher": partial(distilled, teacher=1.0),
-        "distilled, gated": partial(distilled, gated=True),
-    }
-    return {name: made[name] for name in (BASE, "gated")} if quick else made
+def dosed(
+    workshop: Workshop, name: str, variant: Variant, prompts: Sequence[str], dose: float
+) -> Edited | None:
+    """A variant at a dose; None if it does not reach it."""
+    edit, scope = variant.edit, variant.scope
+    factor = workshop.factors(edit, scope, [dose], name if variant.rule else "").get(dose)
+    if factor is None:
+        return None
+    if not variant.each_prompt:
+        return Edited(factor * edit, scope)
+    each = []
+    for prompt in prompts:
+        meter = reference_meter(workshop.language_model, [prompt], scope=scope)
+        found = dose_factors(lambda f, meter=meter: meter.kl(f * edit), [dose])  # type: ignore[misc]
+        # Where one does not reach it, the dose of all.
+        each.append(found.get(dose, factor) / factor)
+    return Edited(factor * edit, scope, tuple(each))
 
 
-def base(
-    workshop: Workshop,
-    source: Source,
-    *,
-    window: tuple[float, float] = MIDDLE,
-    reading: Reading = "mean-difference",
-    scope: Scope = "response",
-    gated: bool = False,
-) -> tuple[Edit, Scope]:
-    """Read off the trait's subspace."""
-    edit = make_edit(source.subspace, workshop.layers(window), reading)
-    return (workshop.gate()(edit) if gated else edit), scope
-
-
-def by_ccs_loss(workshop: Workshop, source: Source) -> tuple[Edit, Scope]:
-    """CHAMELEON's choice of layers."""
-    (layers,) = candidate_layers(source.subspace, "ccs-jump").values()
-    return make_edit(source.subspace, layers, "mean-difference"), "response"
-
-
-def last_token(workshop: Workshop, source: Source) -> tuple[Edit, Scope]:
-    """Activations of each answer's last token."""
-    return _refitted(workshop, source.pairs, Recipe(seed=workshop.seed, pooling="last"))
-
-
-def better_half(workshop: Workshop, source: Source) -> tuple[Edit, Scope]:
-    """Pairs in whose answers the model itself hears the trait best."""
-    pairs, asked = source.pairs.pairs, plain_prompts(source.pairs)
-    heard = [
-        log_ratio(
-            workshop.language_model, source.trait, asked, [getattr(p, pole).text for p in pairs]
-        )
-        for pole in ("positive", "negative")
-    ]
-    order = np.argsort(heard[1] - heard[0], kind="stable")
-    kept = sorted(order[: max(8, len(pairs) // 2)].tolist())
-    half = replace(source.pairs, pairs=tuple(pairs[i] for i in kept))
-    return _refitted(workshop, half, Recipe(seed=workshop.seed))
-
-
-def _refitted(workshop: Workshop, pairs: PairSet, recipe: Recipe) -> tuple[Edit, Scope]:
-    subspace: Subspace = fit(
-        workshop.language_model, pairs, recipe, workshop.work_dir / "ablations"
-    )
-    return make_edit(subspace, workshop.layers(MIDDLE), "mean-difference"), "response"
-
-
-def distilled(
-    workshop: Workshop, source: Source, *, teacher: float = 0.5, gated: bool = False
-) -> tuple[Edit, Scope]:
-    """Fitted to what the instructions do."""
-    edit = undosed_edit(
-        workshop.language_model,
-        source.pairs,
-        source.subspace,
-        workshop.layers(MIDDLE),
-        "distilled",
-        workshop.work_dir,
-        distillation=Distillation(divergence=teacher, seed=workshop.seed),
-        progress=True,
-    )
-    return (workshop.gate()(edit) if gated else edit), "response"
+def mean_edit(how: Edited) -> Edit:
+    """What acts on a text that is none of the prompts."""
+    return float(np.mean(how.factors or 1.0)) * how.edit
 
 
 def plain_text(model: LanguageModel, data: Path, chunks: int) -> Sequences:

@@ -27,15 +27,26 @@ ROWS = 96
 
 @dataclass(frozen=True, eq=False)
 class Edited:
-    """The model under an edit."""
+    """The model under an edit.
+
+    Attributes:
+        edit: The edit.
+        scope: Where it acts.
+        factors: By prompt, what it is multiplied by; empty for one.
+    """
 
     edit: Edit
     scope: Scope
+    factors: tuple[float, ...] = ()
 
     @property
     def digest(self) -> str:
         """What tells it from others."""
-        return content_key(["edited", self.scope, self.edit.digest])
+        return content_key(["edited", self.scope, self.edit.digest, *self.factors])
+
+    def edits(self, prompts: int) -> list[Edit]:
+        """The edit of each prompt."""
+        return [f * self.edit for f in self.factors] if self.factors else [self.edit] * prompts
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,12 @@ def _answer(
     asked = [*prompts] * len(settings)
     tokenizer = language_model.tokenizer
     plain = [prompt_tokens(language_model, render(tokenizer, prompt)) for prompt in prompts]
-    edits = [how.edit for how in hows if isinstance(how, Edited)]
+    edits = [
+        edit
+        for setting in settings
+        if isinstance(setting.how, Edited)
+        for edit in setting.how.edits(number)
+    ]
     passes, extra = 1, [0] * len(asked)
     if edits:
         scope = next(how.scope for how in hows if isinstance(how, Edited))

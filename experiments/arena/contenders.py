@@ -210,10 +210,19 @@ class Workshop:
             name = f"{what}layers {layers[0]}-{layers[-1]}, {kl:g} nats per token"
             yield Setting(source.trait.name, method, name, Edited(factor * edit, scope))
 
-    def factors(self, edit: Edit, scope: Scope, kls: Sequence[float]) -> dict[float, float]:
-        """By dose, what to multiply the edit by: found once, then kept."""
+    def factors(
+        self, edit: Edit, scope: Scope, kls: Sequence[float], rule: str = ""
+    ) -> dict[float, float]:
+        """By dose, what to multiply the edit by: found once, then kept.
+
+        Args:
+            edit: The edit.
+            scope: Where it acts.
+            kls: The doses.
+            rule: Names what else becomes of its change meanwhile (rules.py).
+        """
         fingerprint = self.language_model.fingerprint.to_dict()
-        key = content_key([list(kls), scope, METERED, fingerprint, edit.digest])
+        key = content_key([list(kls), scope, METERED, fingerprint, edit.digest + rule])
         path = self.work_dir / "factors" / f"{key}.json"
         if not path.exists():
             meter = self._meter(scope)
