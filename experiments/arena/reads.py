@@ -60,6 +60,7 @@ from steer.rewards import (
 from steer.traits import Trait
 
 PAIRS = 1000
+LEAST_PROMPTS = 20
 KINDNESS = Trait(
     "kindness",
     positive=[
@@ -102,7 +103,7 @@ class People:
         data: Folder of the data sets.
         seed: Of which pairs are drawn.
         work_dir: Where answers of the model are kept.
-        pairs: At most so many; the model answers a tenth as many prompts.
+        pairs: At most so many; the model answers a tenth as many prompts, but enough for a probe.
     """
 
     data: Path
@@ -164,7 +165,7 @@ def _formality(model: LanguageModel, people: People) -> Reads:
 def _in_other_words(model: LanguageModel, trait: Trait, people: People) -> PairSet:
     """What the model writes under instructions that no edit is made with."""
     # Of the extract prompts the last: neither edits nor packaged probes are made at them.
-    prompts = load_prompts("extract")[-(people.pairs // 10) :]
+    prompts = load_prompts("extract")[-max(people.pairs // 10, LEAST_PROMPTS) :]
     path = people.work_dir / f"{trait.name}.jsonl"
     return generate_pairs(model, trait, prompts, path, seed=people.seed, progress=True)
 
