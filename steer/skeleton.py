@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from steer.errors import ModelError
 from steer.models import LanguageModel, fingerprint, load_model, wrap_model
-from steer.packaged import NAME as PACKAGED_NAME
 from steer.packaged import packaged_model_dir
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -45,18 +44,17 @@ def checkpoint_folder(model: str | Path | None) -> Path:
         ) from error
 
 
-def load_skeleton(model: str | Path | None = None) -> LanguageModel:
+def load_skeleton(folder: Path, name: str) -> LanguageModel:
     """A language model whose parameters have shapes and no values.
 
     Args:
-        model: Local folder or hub id; None for the packaged SmolLM2-135M-Instruct.
+        folder: Where its files lie.
+        name: What it is called.
 
     Raises:
         ModelError: If it cannot be loaded.
         UnsupportedModelError: If its decoder layers are not found.
     """
-    folder = checkpoint_folder(model)
-    name = PACKAGED_NAME if model is None else str(model)
     try:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))

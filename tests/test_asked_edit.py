@@ -132,7 +132,7 @@ def test_a_skeleton_is_known_by_its_files(tmp_path, shards):
     assert len(list(tmp_path.glob("*.safetensors"))) == (
         1 if shards == 1 else pytest.approx(3, abs=1)
     )
-    skeleton, loaded = load_skeleton(tmp_path), load_model(tmp_path, device="cpu")
+    skeleton, loaded = load_skeleton(tmp_path, "tiny"), load_model(tmp_path, device="cpu")
     assert skeleton.fingerprint == loaded.fingerprint
     assert all(p.device.type == "meta" for p in skeleton.model.parameters())
     assert skeleton.model.generation_config.pad_token_id == 0
@@ -148,4 +148,7 @@ def test_files_of_other_names_are_loaded_to_be_known(tmp_path):
     model.model.config.architectures = ["GPT2LMHeadModel"]
     model.model.config.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
-    assert load_skeleton(tmp_path).fingerprint == load_model(tmp_path, device="cpu").fingerprint
+    assert (
+        load_skeleton(tmp_path, "tiny").fingerprint
+        == load_model(tmp_path, device="cpu").fingerprint
+    )

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from steer.bundle import Bundle
 from steer.errors import InputError, SteerError
+from steer.packaged import NAME as PACKAGED_NAME
 from steer.resources import default_bundle_path, state_dir
 from steer.serve.app import Access, create_app
 from steer.serve.engine import Engine
@@ -129,14 +130,11 @@ def _vllm(settings: Settings, bundle: Path) -> tuple[Steerer, Engine]:
             f"{error}; the vLLM engine needs vLLM: pip install vllm==0.32.*"
         ) from error
 
-    steerer = Steerer(load_skeleton(settings.model), Bundle.load(bundle), force=settings.force)
-    engine = VllmEngine(
-        steerer.language_model,
-        checkpoint_folder(settings.model),
-        bundle,
-        settings.engine_options,
-        force=settings.force,
-    )
+    # Looked for once: on a hub it may change meanwhile.
+    folder = checkpoint_folder(settings.model)
+    skeleton = load_skeleton(folder, str(settings.model or PACKAGED_NAME))
+    steerer = Steerer(skeleton, Bundle.load(bundle), force=settings.force)
+    engine = VllmEngine(skeleton, folder, bundle, settings.engine_options, force=settings.force)
     return steerer, engine
 
 
