@@ -5,7 +5,8 @@ scaled to [0, 1]: what earns 1 is the ceiling of the standardised gain.
 
     trait        search                     report
     brevity      words, 15 earn 1           sentences, 1 earns 1; both logarithmic
-    simplicity   Coleman-Liau, grade 2      probe on sentence embeddings, fitted to OneStopEnglish
+    simplicity   Coleman-Liau, grade 2      probe on the middle layer's activations, fitted to
+                                            OneStopEnglish
     positivity   VADER, 0.8                 probe on sentence embeddings, fitted to Positive
                                             Psychology Frames
     warmth       packaged probe on style    probe on the middle layer's activations, fitted to the
@@ -13,6 +14,10 @@ scaled to [0, 1]: what earns 1 is the ceiling of the standardised gain.
                                             to instructions in other words than the trait's
     formality    contractions, you and I,   probe on style, fitted to answers to instructions in
                  none                       other words than the trait's
+
+Of the probes that people's texts are at hand for, the one that tells held-out pairs apart best
+reports (experiments/validate_rewards.py): of simplicity that on activations, 0.94, where one on
+style has 0.91 and one on sentence embeddings 0.83; of positivity that on embeddings, 0.97.
 
 A probe's ceiling is the upper tenth of the better texts that it is fitted to. Warm words do not
 search for warmth: they follow people's labels no better than chance
@@ -135,7 +140,8 @@ def _brevity(model: LanguageModel, people: People) -> Reads:
 
 def _simplicity(model: LanguageModel, people: People) -> Reads:
     grade = TextReward("Coleman-Liau grade, 16 to 2", coleman_liau, Range(16, 2))
-    return Reads(grade, _probe("simplicity", onestop, SENTENCES, people))
+    report = _probe("simplicity", onestop, activation_encoder(model), people)
+    return Reads(grade, report)
 
 
 def _positivity(model: LanguageModel, people: People) -> Reads:
