@@ -27,7 +27,8 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
 def save(figure: Figure, path: Path) -> None:
     """Write a picture, of 256 colours: a third of the size, and no difference to see."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=130, format="png")
+    # Tight: the last label of an axis may reach beyond its panel.
+    figure.savefig(drawn, dpi=130, format="png", bbox_inches="tight", pad_inches=0.1)
     reduced = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     with atomic_path(path) as temporary:
         reduced.save(temporary, format="png", optimize=True)
