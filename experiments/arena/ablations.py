@@ -1,6 +1,6 @@
 """Ideas for better edits, each on its own against the plain mean difference, at one dose.
 
-    python experiments/arena/ablations.py --data FOLDER            # an hour and a half of a core
+    python experiments/arena/ablations.py --data FOLDER            # a quarter of an hour a trait
     python experiments/arena/ablations.py --data FOLDER --quick    # minutes: shows that it runs
 
 FOLDER holds what people prefer (people.py) and `wikitext2/valid.txt`. The base is the mean
