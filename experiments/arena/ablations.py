@@ -41,7 +41,7 @@ from steer.dose import reference_meter  # noqa: E402
 from steer.edits import ZERO, Edit  # noqa: E402
 from steer.generation import Decoding  # noqa: E402
 from steer.hooks import Scope, attach  # noqa: E402
-from steer.likelihood import mean_log_likelihood  # noqa: E402
+from steer.likelihood import KLMeter, mean_log_likelihood  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.versions import versions  # noqa: E402
@@ -98,6 +98,7 @@ def main() -> None:
     plain = plain_text(model, arguments.data, 2 if quick else CHUNKS)
     usual = text_likelihood(model, ZERO, "response", plain)
     drawn = draws(number, seed)
+    meters = [reference_meter(model, [prompt]) for prompt in prompts]
     sources = {trait: workshop.source(trait) for trait in arguments.traits}
     rows = []
     for trait, source in sources.items():
@@ -109,7 +110,7 @@ def main() -> None:
         for name, make in variants(sources, quick).items():
             variant = make(workshop, source)
             with ruled(model, list(variant.edit.layers), variant.rule):
-                how = dosed(workshop, name, variant, prompts, arguments.dose)
+                how = dosed(workshop, name, variant, meters, arguments.dose)
                 if how is None:
                     print(f"{trait}, {name}: does not reach {arguments.dose:g} nats")
                     continue
@@ -166,22 +167,29 @@ def read_arguments() -> argparse.Namespace:
 
 
 def dosed(
-    workshop: Workshop, name: str, variant: Variant, prompts: Sequence[str], dose: float
+    workshop: Workshop, name: str, variant: Variant, meters: Sequence[KLMeter], dose: float
 ) -> Edited | None:
-    """A variant at a dose; None if it does not reach it."""
+    """A variant at a dose; None if it does not reach it.
+
+    Args:
+        workshop: Finds the dose.
+        name: The variant's.
+        variant: The variant.
+        meters: One a prompt, on its answer.
+        dose: Nats per token.
+    """
     edit, scope = variant.edit, variant.scope
     factor = workshop.factors(edit, scope, [dose], name if variant.rule else "").get(dose)
     if factor is None:
         return None
-    if not variant.each_prompt:
-        return Edited(factor * edit, scope)
-    each = []
-    for prompt in prompts:
-        meter = reference_meter(workshop.language_model, [prompt], scope=scope)
-        found = dose_factors(lambda f, meter=meter: meter.kl(f * edit), [dose])  # type: ignore[misc]
+
+    def own(meter: KLMeter) -> float:
+        found = dose_factors(lambda f: meter.kl(f * edit), [dose])
         # Where one does not reach it, the dose of all.
-        each.append(found.get(dose, factor) / factor)
-    return Edited(factor * edit, scope, tuple(each))
+        return found.get(dose, factor) / factor
+
+    each = tuple(map(own, meters)) if variant.each_prompt else ()
+    return Edited(factor * edit, scope, each)
 
 
 def mean_edit(how: Edited) -> Edit:

@@ -178,22 +178,31 @@ class Workshop:
 
     def distilled(self, source: Source, method: str) -> Iterator[Setting]:
         """Settings of distillation."""
-        layers = self.layers(MIDDLE)
         for teacher in self.effort.teachers:
-            edit = undosed_edit(
-                self.language_model,
-                source.pairs,
-                source.subspace,
-                layers,
-                "distilled",
-                self.work_dir,
-                distillation=Distillation(divergence=teacher, seed=self.seed),
-                progress=True,
-            )
+            edit = self.distilled_edit(source, teacher)
+            layers = tuple(edit.layers)
             edit = self.gate()(edit) if method.startswith(GATED) else edit
             what = f"teacher of {teacher:g} nats, "
             kls = self.effort.distilled_kls
             yield from self.dosed(source, method, layers, edit, "response", kls, what)
+
+    def distilled_edit(self, source: Source, teacher: float) -> Edit:
+        """What is distilled at the middle layers: fitted once, then kept.
+
+        Args:
+            source: What it is made of.
+            teacher: Divergence of what is distilled, nats per token.
+        """
+        return undosed_edit(
+            self.language_model,
+            source.pairs,
+            source.subspace,
+            self.layers(MIDDLE),
+            "distilled",
+            self.work_dir,
+            distillation=Distillation(divergence=teacher, seed=self.seed),
+            progress=True,
+        )
 
     def dosed(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import rules
@@ -15,7 +15,6 @@ from sklearn.covariance import LedoitWolf
 from steer.activations import Tokens, read_activations
 from steer.chat import render
 from steer.contrast import PairSet
-from steer.distill import Distillation
 from steer.edits import Array, Edit, additive
 from steer.generation import prompt_tokens
 from steer.hooks import Scope
@@ -24,7 +23,7 @@ from steer.models import LanguageModel
 from steer.recipe import Reading, Recipe
 from steer.subspace import Subspace
 from steer.trait_edit import fit
-from steer.undosed import candidate_layers, make_edit, plain_prompts, undosed_edit
+from steer.undosed import candidate_layers, make_edit, plain_prompts
 
 BASE = "mean difference"
 
@@ -145,7 +144,7 @@ def within_subspace(workshop: Workshop, source: Source) -> Variant:
 def whitened(workshop: Workshop, source: Source) -> Variant:
     """Linear discriminant: differences count less in directions in which answers vary anyway."""
     vectors = {}
-    for index, (more, less) in _read(workshop, source.pairs).items():
+    for index, (more, less) in _read(workshop, source).items():
         spread = np.concatenate([more - more.mean(0), less - less.mean(0)])
         covariance = LedoitWolf(assume_centered=True).fit(spread).covariance_
         direction = np.linalg.solve(covariance, (more - less).mean(0))
@@ -177,7 +176,7 @@ def last_token(workshop: Workshop, source: Source) -> Variant:
 
 def middle_tokens(workshop: Workshop, source: Source) -> Variant:
     """Activations of the middle half of each answer's tokens."""
-    read = _read(workshop, source.pairs, middle=True)
+    read = _read(workshop, source, middle=True)
     return Variant(additive({i: (more - less).mean(0) for i, (more, less) in read.items()}))
 
 
@@ -193,7 +192,7 @@ def better_half(workshop: Workshop, source: Source) -> Variant:
 def weighted_pairs(workshop: Workshop, source: Source) -> Variant:
     """Each pair counts as much as the model hears the trait in its answers; none counts less."""
     weights = np.maximum(_heard(workshop, source), 0)[:, None]
-    read = _read(workshop, source.pairs)
+    read = _read(workshop, source)
     return Variant(
         additive({i: (weights * (more - less)).mean(0) for i, (more, less) in read.items()})
     )
@@ -203,16 +202,7 @@ def distilled(
     workshop: Workshop, source: Source, *, teacher: float = 0.5, gated: bool = False
 ) -> Variant:
     """Fitted to what the instructions do."""
-    edit = undosed_edit(
-        workshop.language_model,
-        source.pairs,
-        source.subspace,
-        workshop.layers(MIDDLE),
-        "distilled",
-        workshop.work_dir,
-        distillation=Distillation(divergence=teacher, seed=workshop.seed),
-        progress=True,
-    )
+    edit = workshop.distilled_edit(source, teacher)
     return Variant(workshop.gate()(edit) if gated else edit)
 
 
@@ -223,6 +213,8 @@ def _refitted(workshop: Workshop, pairs: PairSet, recipe: Recipe) -> Variant:
     return Variant(make_edit(subspace, workshop.layers(MIDDLE), "mean-difference"))
 
 
+# Several variants of a trait, one after the other, want the same.
+@lru_cache(maxsize=1)
 def _heard(workshop: Workshop, source: Source) -> NDArray[np.float64]:
     """By pair, how much more of the trait the model hears in the positive answer (n,)."""
     pairs, asked = source.pairs.pairs, plain_prompts(source.pairs)
@@ -235,8 +227,9 @@ def _heard(workshop: Workshop, source: Source) -> NDArray[np.float64]:
     return more - less
 
 
+@lru_cache(maxsize=2)
 def _read(
-    workshop: Workshop, pairs: PairSet, *, middle: bool = False
+    workshop: Workshop, source: Source, *, middle: bool = False
 ) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Activations (n, d) of both poles by layer, read after the request that was answered."""
     layers = workshop.layers(MIDDLE)
@@ -245,7 +238,7 @@ def _read(
             workshop.language_model,
             [
                 _tokens(workshop.language_model, answer.request, answer.tokens, middle)
-                for answer in (getattr(pair, pole) for pair in pairs.pairs)
+                for answer in (getattr(pair, pole) for pair in source.pairs.pairs)
             ],
             layers,
         )
