@@ -7,12 +7,15 @@ FOLDER holds the open data sets that experiments/people.py names. A tie counts a
 are 95% bootstraps over pairs, or over articles where an article gives several. A probe, on sentence
 embeddings, on style or on the model's activations, is fitted to two thirds of people's pairs (or
 articles) and judged on the rest, or to the trait's contrast pairs, which a build leaves in its work
-folder (--build-dir). The packaged probes are judged on pairs that they were not fitted to.
+folder (--build-dir). The packaged probes are judged on pairs that they were not fitted to. Nobody's
+labels of formality are at hand: its measures are judged on what the model writes under instructions
+in other words than the trait's (arena/reads.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -31,9 +34,14 @@ from people import (
     onestop_articles,
     politeness,
     positive_frames,
+    shuffled,
 )
 from precision import add_dtype, loaded
 from tables import write_json, write_markdown
+
+# The traits in other words are the arena's.
+sys.path.append(str(Path(__file__).parent / "arena"))
+from reads import OFFICIALDOM, PAIRS, People, in_other_words  # noqa: E402
 
 import steer
 from steer.contrast import read_pairs
@@ -43,6 +51,7 @@ from steer.measures import (
     automated_readability,
     casual_markers,
     coleman_liau,
+    familiar_markers,
     sentiment,
     warm_markers,
     words,
@@ -142,7 +151,15 @@ def main() -> None:
         model = loaded(arguments)
         encoders.append(activation_encoder(model))
     build = cache_dir() / "build" if arguments.build_dir is None else arguments.build_dir
-    learnt = (("simplicity", simple), ("positivity", bright), ("warmth", polite), ("safety", safe))
+    learnt = [("simplicity", simple), ("positivity", bright), ("warmth", polite), ("safety", safe)]
+    if model is not None:
+        formal = official(model, People(data, seed, build))
+        learnt.append(("formality", formal))
+        for name, measure in (
+            ("casual marks, fewer", casual_markers),
+            ("contractions, you and I per 100 words, fewer", familiar_markers),
+        ):
+            rows.append(judge("formality", formal, name, each(measure, -1), seed))
     for (trait, pairs), encoder in product(learnt, map(remembering, encoders)):
         rows += probes(trait, pairs, encoder, build / "pairs" / f"{trait}.jsonl", seed)
     if model is not None:
@@ -171,6 +188,13 @@ def probes(trait: str, data: Pairs, encoder: Encoder, contrast: Path, seed: int)
         own = ProbeReward.fitted(trait, pairs.positive, pairs.negative, encoder=encoder, seed=seed)
         rows.append(judge(trait, data, f"{name}, contrast pairs", own.project, seed))
     return rows
+
+
+def official(model: LanguageModel, people: People) -> Pairs:
+    """Formal and casual answers of the model, under instructions that no edit is made with."""
+    pairs = in_other_words(model, OFFICIALDOM, people)
+    both = list(zip(pairs.positive, pairs.negative, range(len(pairs.pairs)), strict=True))
+    return shuffled("the model's answers to other instructions", both, PAIRS, people.seed)
 
 
 def remembering(encoder: Encoder) -> Encoder:

@@ -48,11 +48,11 @@ from steer.profile import Profile
 from steer.resources import atomic_path
 from steer.trait_entry import TraitEntry
 
-SCHEMA = 5
+SCHEMA = 6
 """Version of the file layout that is written, and the newest one that is read.
 
 Version 1 had no gate, version 2 no interference, version 3 no profiles,
-version 4 no answers to ask people about.
+version 4 no answers to ask people about, version 5 interference that is linear in doses.
 """
 
 

@@ -1,16 +1,21 @@
 """What pushing one trait does to the others, and doses that counteract it.
 
 An edit moves more than its trait: brief answers are colder, simple ones less formal. Where edits
-are added, one trait's gain can be lost to another's side effect. A linear model says by how much a
-dose of trait i closes the headroom of trait j (`steer.interference_fit` measures it),
+are added, one trait's gain can be lost to another's side effect, and a half of a dose is seldom a
+half of its effect: an answer is short at half a dose of brevity beside formality, and not at all
+beside warmth. A quadratic model says by how much doses c close the headroom of trait j
+(`steer.interference_fit` measures it),
 
-    gain_j = sum_i c_i gains[i, j],    gain = (reward - unsteered) / (1 - unsteered).
+    gain_j(c) = sum_i c_i linear[i, j] + sum_ik c_i c_k quadratic[i, k, j],
+    gain = (reward - unsteered) / (1 - unsteered).
 
-The doses of a mixture are then the smallest c >= 0, in Euclidean length, of the weighted traits'
-own edits for which gains are at least in proportion to the weights: a least distance problem,
-solved exactly through non-negative least squares (Lawson and Hanson, Solving Least Squares
-Problems, 1974, chapter 23), then scaled to length one as any composition (`steer.weights.doses`).
-Traits without weight get no dose: nothing comes that was not asked for.
+Doses of a mixture have length one, as those of any composition (`steer.weights.doses`), and are
+those at which the trait that gains least, in proportion to what is asked of it, gains most:
+
+    max min_j gain_j(c) / asked_j   over   |c| = 1,   c_j >= (1/2) of its dose by weights alone.
+
+The bound leaves no trait that is asked for to the side effects of others, which are less sure than
+its own edit's. Traits without weight get no dose: nothing comes that was not asked for.
 """
 
 from __future__ import annotations
@@ -21,17 +26,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import minimize
 
+from steer.cover import random_weights
 from steer.errors import InputError
-from steer.fields import check_number, check_object, check_text, exact_keys
+from steer.fields import (
+    check_list,
+    check_number,
+    check_object,
+    check_text,
+    exact_keys,
+    required,
+)
 from steer.weights import doses
 
 Float64 = NDArray[np.float64]
 
 # A trait is asked for no more than its own edit can do: a weak one would take the whole dose.
 _ASKED = 0.25
-_FEASIBLE = 1e-9
+# Of what a trait's dose would be by the weights alone.
+_LEAST = 0.5
+# Directions from the best of which doses are refined: the least gain has several local maxima.
+_TRIED = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,71 +56,134 @@ class Interference:
 
     Attributes:
         traits: d of them.
-        gains: (d, d): the share of trait j's headroom that the default dose of trait i closes, at
-            [i, j]. A column of zeros: the trait's own edit does not surely move its reward, so
-            nothing is known of what others do to it.
+        linear: (d, d): what a dose of trait i does to the gain of trait j, at [i, j].
+        quadratic: (d, d, d): what doses of i and k do together, at [i, k, j]; symmetric in i and k.
+            Of a trait of which nothing is known, since its own edit does not surely move its
+            reward, the last axis is zero in both.
     """
 
     traits: tuple[str, ...]
-    gains: Float64
+    linear: Float64
+    quadratic: Float64
 
     def __post_init__(self) -> None:
-        gains = np.array(self.gains, np.float64)
+        linear, quadratic = np.array(self.linear, float), np.array(self.quadratic, float)
         d = len(self.traits)
-        if d < 2 or len(set(self.traits)) != d or gains.shape != (d, d):
+        shapes = (linear.shape, quadratic.shape)
+        if d < 2 or len(set(self.traits)) != d or shapes != ((d, d), (d, d, d)):
             raise InputError(
-                f"interference: expected two or more different traits and gains ({d}, {d}), got "
-                f"{self.traits} and shape {gains.shape}"
+                f"interference: expected two or more different traits with (d, d) linear and "
+                f"(d, d, d) quadratic terms, got {self.traits} and shapes {shapes}"
             )
-        known = gains.any(axis=0)
-        if not np.isfinite(gains).all() or (gains.diagonal()[known] <= 0).any():
+        for name, array in (("linear", linear), ("quadratic", quadratic)):
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        finite = np.isfinite(linear).all() and np.isfinite(quadratic).all()
+        if not finite or not np.array_equal(quadratic, quadratic.swapaxes(0, 1)):
             raise InputError(
-                "interference: expected finite gains, and a trait's own above 0 unless its whole "
-                "column is 0"
+                "interference: expected finite terms, the quadratic ones symmetric in two traits"
             )
-        gains.setflags(write=False)
-        object.__setattr__(self, "gains", gains)
+        if (self.gains.diagonal()[self.known] <= 0).any():
+            raise InputError(
+                "interference: expected a trait's own gain above 0 unless nothing is known of it"
+            )
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(d,) whether anything is known of what is done to a trait."""
+        return np.asarray(self.linear.any(axis=0) | self.quadratic.any(axis=(0, 1)))
+
+    @property
+    def gains(self) -> Float64:
+        """(d, d) the share of trait j's headroom that the default dose of trait i closes."""
+        return np.asarray(self.linear + np.einsum("iij->ij", self.quadratic))
 
     def doses(self, shares: Mapping[str, float]) -> dict[str, float]:
         """By how much of its dose each trait's edit enters a composition, together of length one.
 
-        A weighted trait is to gain at least w_j min(gains[j, j], 1/4), which is in proportion to
-        the weights but for traits whose own edit does less than that. Where no doses are enough,
-        since traits undo each other, they are those of `steer.weights.doses`.
+        Of a weighted trait w_j min(gains[j, j], 1/4) is asked, which is in proportion to the
+        weights but for traits whose own edit does less than that. Where at no doses all of them
+        gain, since traits undo each other, they are those of `steer.weights.doses`.
 
         Args:
             shares: Numbers >= 0 by trait, not all of them zero; a trait of which nothing is known
                 is taken not to interfere.
         """
+        alone = doses(shares)
         names = [name for name, share in shares.items() if share > 0]
-        w = np.array([shares[name] for name in names])
-        gains = self._among(names)
-        asked = w * np.minimum(gains.diagonal(), _ASKED)
-        c = _shortest(np.concatenate([gains.T, np.eye(len(names))]), np.append(asked, 0 * w))
+        if len(names) < 2:
+            return alone
+        c = self._fairest(names, np.array([alone[name] for name in names]))
         if c is None:
-            return doses(shares)
-        found = dict(zip(names, (c / np.linalg.norm(c)).tolist(), strict=True))
+            return alone
+        found = dict(zip(names, c.tolist(), strict=True))
         return {name: found.get(name, 0.0) for name in shares}
 
-    def _among(self, names: list[str]) -> Float64:
-        """Gains of some traits by each other; of those that are not known, as if alone."""
-        gains = np.zeros((len(names), len(names)))
-        for j, name in enumerate(names):
-            column = self.traits.index(name) if name in self.traits else None
-            if column is None or not self.gains[column, column]:
-                gains[j, j] = _ASKED
+    def _fairest(self, names: list[str], alone: Float64) -> Float64 | None:
+        """The doses of length one at which the least gain is the largest; None if it is a loss."""
+        linear, quadratic = self._among(names)
+        own = linear.diagonal() + np.einsum("iii->i", quadratic)
+        asked = alone * np.minimum(own, _ASKED)
+        floor = _LEAST * alone
+
+        def gains(c: Float64) -> Float64:
+            """(..., k) in proportion to what is asked."""
+            both = np.einsum("...i,...k,ikj->...j", c, c, quadratic)
+            return np.asarray((c @ linear + both) / asked)
+
+        # On the sphere, above the floor.
+        room = 1 - floor @ floor
+        drawn = random_weights(len(names), _TRIED, 0)
+        reach = drawn @ floor
+        squares = (drawn**2).sum(1)
+        step = (np.sqrt(reach**2 + squares * room) - reach) / squares
+        tried = np.concatenate([alone[None], floor + step[:, None] * drawn])
+        first = tried[gains(tried).min(1).argmax()]
+        # c with the least gain t, as large as can be.
+        found = minimize(
+            lambda x: -x[-1],
+            np.append(first, gains(first).min()),
+            jac=lambda x: np.append(np.zeros(len(names)), -1.0),
+            method="SLSQP",
+            bounds=[*((low, 1.0) for low in floor), (None, None)],
+            constraints=[
+                {"type": "ineq", "fun": lambda x: gains(x[:-1]) - x[-1]},
+                {"type": "eq", "fun": lambda x: x[:-1] @ x[:-1] - 1},
+            ],
+            options={"maxiter": 200, "ftol": 1e-9},
+        )
+        refined = np.maximum(found.x[:-1], floor)
+        refined /= np.linalg.norm(refined)
+        best = max(refined, first, key=lambda c: float(gains(c).min()))
+        return best if gains(best).min() > 0 else None
+
+    def _among(self, names: list[str]) -> tuple[Float64, Float64]:
+        """The terms (k, k) and (k, k, k) of some traits; of those not known, as if alone."""
+        k = len(names)
+        linear, quadratic = np.zeros((k, k)), np.zeros((k, k, k))
+        known = self.known
+        at = [self.traits.index(name) if name in self.traits else None for name in names]
+        here = [i for i, index in enumerate(at) if index is not None]
+        for j, column in enumerate(at):
+            if column is None or not known[column]:
+                linear[j, j] = _ASKED
                 continue
-            for i, other in enumerate(names):
-                if other in self.traits:
-                    gains[i, j] = self.gains[self.traits.index(other), column]
-        return gains
+            for i in here:
+                linear[i, j] = self.linear[at[i], column]
+                for other in here:
+                    quadratic[i, other, j] = self.quadratic[at[i], at[other], column]
+        return linear, quadratic
 
 
 def to_json(interference: Interference | None) -> dict[str, Any] | None:
     """As JSON values."""
     if interference is None:
         return None
-    return {"traits": list(interference.traits), "gains": interference.gains.tolist()}
+    return {
+        "traits": list(interference.traits),
+        "linear": interference.linear.tolist(),
+        "quadratic": interference.quadratic.tolist(),
+    }
 
 
 def from_json(value: object) -> Interference | None:
@@ -117,23 +196,25 @@ def from_json(value: object) -> Interference | None:
         return None
     where = "field 'interference'"
     fields = check_object(value, where)
-    exact_keys(fields, {"traits", "gains"}, where)
-    traits, gains = fields["traits"], fields["gains"]
-    rows = [traits, gains, *gains] if isinstance(gains, list) else [gains]
-    if not all(isinstance(row, list) for row in rows) or len(set(map(len, rows))) > 1:
-        raise InputError(f"{where}: expected a row and a column of 'gains' for each of 'traits'")
+    names = check_list(required(fields, "traits", where), f"{where}, 'traits'")
+    traits = tuple(check_text(name, f"{where}, 'traits'") for name in names)
+    d = len(traits)
+    if "gains" in fields:  # before schema 6: what a dose does is linear in it
+        exact_keys(fields, {"traits", "gains"}, where)
+        return Interference(traits, _array(fields["gains"], (d, d), where), np.zeros((d, d, d)))
+    exact_keys(fields, {"traits", "linear", "quadratic"}, where)
     return Interference(
-        tuple(check_text(name, f"{where}, 'traits'") for name in traits),
-        np.array([[check_number(x, f"{where}, 'gains'") for x in row] for row in gains]),
+        traits,
+        _array(fields["linear"], (d, d), where),
+        _array(fields["quadratic"], (d, d, d), where),
     )
 
 
-def _shortest(g: Float64, h: Float64) -> Float64 | None:
-    """The shortest c with g c >= h; None if there is none."""
-    matrix = np.concatenate([g.T, h[None]])
-    target = np.append(np.zeros(g.shape[1]), 1.0)
-    u, distance = nnls(matrix, target)
-    if distance < _FEASIBLE:
-        return None
-    residual = matrix @ u - target
-    return np.asarray(np.maximum(-residual[:-1] / residual[-1], 0))
+def _array(value: object, shape: tuple[int, ...], where: str) -> Float64:
+    """Nested lists of finite numbers as an array of a shape."""
+    if not shape:
+        return np.asarray(check_number(value, where))
+    rows = check_list(value, where)
+    if len(rows) != shape[0]:
+        raise InputError(f"{where}: expected {shape[0]} of 'traits' along each axis")
+    return np.stack([_array(row, shape[1:], where) for row in rows])

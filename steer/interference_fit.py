@@ -1,8 +1,9 @@
 """Measure what pushing one trait does to the others (`steer.interference`).
 
-Every trait's edit alone, and every two of them together, answer develop prompts; gains that are
-linear in the doses are fitted to what all traits earned, by least squares. Two at once is how edits
-are used, and tells more of an edit than its dose alone, at which its own trait has no room left.
+Every trait's edit alone, at its dose and at a half of it, and every two of them together at three
+mixtures answer develop prompts; gains that are quadratic in the doses are fitted to what all
+rewarded traits earned, by least squares. Two at once is how edits are used, and tells more of an
+edit than its dose alone, at which its own trait has no room left.
 """
 
 from __future__ import annotations
@@ -19,12 +20,20 @@ from steer.portfolio import OWN, Candidate
 
 # Standard errors that a trait's own gain is above zero, or nothing is known of it.
 _SURE = 2.0
+# Of a dose, so that its effect need not be in proportion to it.
+_HALF = 0.5
+# Shares of two traits.
+_MIXTURES = ((2, 1), (1, 1), (1, 2))
+# Of a term: what is measured is less sure.
+_DIGITS = 4
 
 
 def measure_interference(
     evaluator: Evaluator, traits: tuple[str, ...], rewarded: Sequence[str]
 ) -> Interference:
-    """Measure each trait's edit alone, and every two at equal doses of length one.
+    """Measure each trait's edit alone, and every two at equal and at unequal doses of length one.
+
+    Two traits neither of which is rewarded are not measured together.
 
     Args:
         evaluator: Mixes the traits' own edits, in their order.
@@ -41,22 +50,32 @@ def measure_interference(
         raise InputError(f"interference: expected one own edit for each of {traits}")
     if len(evaluator.rewards) != len(rewarded) or not set(rewarded) <= set(traits):
         raise InputError(f"interference: expected one reward for each of {tuple(rewarded)}")
-    # Rounded as a search rounds them.
-    pairs = [
-        np.round((np.eye(d)[i] + np.eye(d)[j]) / np.sqrt(2), 3)
+    one = np.eye(d)
+    mixed = [
+        (a * one[i] + b * one[j]) / np.hypot(a, b)
         for i, j in combinations(range(d), 2)
+        if {traits[i], traits[j]} & set(rewarded)
+        for a, b in _MIXTURES
     ]
-    rows = np.stack([*np.eye(d), *pairs])  # (n, d)
+    # Rounded as a search rounds them.
+    rows = np.round(np.stack([*one, *(_HALF * one), *mixed]), 3)  # (n, d)
     candidates = [Candidate(OWN, tuple(row.tolist())) for row in (np.zeros(d), *rows)]
-    unsteered, *mixed = evaluator.evaluate(candidates)
+    unsteered, *steered = evaluator.evaluate(candidates)
     left = np.maximum(1 - unsteered.rewards.mean(0), np.finfo(np.float64).tiny)
-    change = np.stack([one.rewards - unsteered.rewards for one in mixed]) / left  # (n, P, m)
+    change = np.stack([one.rewards - unsteered.rewards for one in steered]) / left  # (n, P, m)
+    first, second = np.triu_indices(d)
+    terms = np.concatenate([rows, rows[:, first] * rows[:, second]], axis=1)
     # Linear in the changes, so every prompt has a fit of its own, and the mean is the fit of means.
-    each = np.einsum("in,npj->pij", np.linalg.pinv(rows), change)  # (P, d, m)
-    error = each.std(0, ddof=1) / np.sqrt(len(each))
-    gains = np.zeros((d, d))
+    each = np.einsum("in,npj->pij", np.linalg.pinv(terms), change)  # (P, d + d(d+1)/2, m)
+    linear, quadratic = np.zeros((d, d)), np.zeros((d, d, d))
     for j, name in enumerate(rewarded):
-        own = traits.index(name)
-        if each[:, own, j].mean() > _SURE * error[own, j]:
-            gains[:, own] = each[:, :, j].mean(0)
-    return Interference(traits, gains)
+        trait = traits.index(name)
+        square = d + int(np.flatnonzero((first == trait) & (second == trait))[0])
+        own = each[:, trait, j] + each[:, square, j]  # (P,) of its own dose
+        if own.mean() > _SURE * own.std(ddof=1) / np.sqrt(len(own)):
+            fitted = np.round(each[:, :, j].mean(0), _DIGITS)
+            linear[:, trait] = fitted[:d]
+            # A term of two traits is one number, and stands on both sides of the diagonal.
+            quadratic[first, second, trait] += fitted[d:] / 2
+            quadratic[second, first, trait] += fitted[d:] / 2
+    return Interference(traits, linear, quadratic)

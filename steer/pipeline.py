@@ -157,27 +157,22 @@ def build_portfolio(
         DataError: As `build`.
         CertificateError: If no portfolio was found in time.
     """
-    recipe = Recipe.from_json(bundle.settings.get("recipe"), "the bundle's settings, 'recipe'")
-    sampling = Decoding.from_json(
-        bundle.settings.get("sampling"), "the bundle's settings, 'sampling'"
-    )
     before = None if search else bundle.portfolio
     if not search and (before is None or not before.searched):
         raise InputError("the bundle holds no search that could be confirmed anew; search")
-    known = load_traits() | {trait.name: trait for trait in _traits(traits)}
-    chosen = [_trait_of(bundle, name, known) for name in portfolio.traits]
+    recipe = _recipe_of(bundle)
+    chosen = _definitions(bundle, portfolio.traits, traits)
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    _check_same_model(bundle, language_model)
     folder = _work_dir(language_model, recipe, work_dir)
     workers = Alone(language_model) if workers is None else workers
-    pairs = _pairs(
-        language_model, chosen, recipe, folder, workers, sampling=sampling, progress=progress
-    )
-    sources = {trait.name: Source(trait, pairs[trait.name]) for trait in chosen}
+    sources = _sources_of(bundle, chosen, language_model, folder, workers, progress)
     subspaces: dict[str, Subspace] = {}
     if recipe.layers != "middle":
-        fits = [partial(fit, pair_set=one, recipe=recipe, folder=folder) for one in pairs.values()]
-        subspaces = dict(zip(pairs, workers.each(fits), strict=True))
+        fits = [
+            partial(fit, pair_set=one.pairs, recipe=recipe, folder=folder)
+            for one in sources.values()
+        ]
+        subspaces = dict(zip(sources, workers.each(fits), strict=True))
     built = Built(bundle.traits, sources, subspaces, bundle.gate)
     made = make_portfolio(
         language_model,
@@ -200,6 +195,98 @@ def build_portfolio(
     return replace(bundle, portfolio=made, settings={**bundle.settings, **_json(told)})
 
 
+def build_interference(
+    bundle: Bundle,
+    prompts: int,
+    model: str | Path | LanguageModel | None = None,
+    traits: Sequence[Trait | str] | None = None,
+    *,
+    work_dir: str | Path | None = None,
+    workers: Workers | None = None,
+    progress: bool = False,
+) -> Bundle:
+    """Measure anew what a bundle's traits do to each other, by which compositions are dosed.
+
+    What else is in the bundle stays as it is, bit for bit. Contrast pairs are generated again, as
+    for `build_portfolio`.
+
+    Args:
+        bundle: From `build`, of two or more traits.
+        prompts: Number of develop prompts, 4 to 100.
+        model: As `build_portfolio`'s.
+        traits: Definitions of those of the bundle's traits that are not built in.
+        work_dir: As `build`'s; what it already holds is not made again.
+        workers: As `build`'s.
+        progress: Show progress bars when on a terminal.
+
+    Returns:
+        The bundle with what was measured. Its settings tell that this was made on its own, and with
+        which precision and versions.
+
+    Raises:
+        ModelError: If the model cannot be loaded.
+        FingerprintError: If the bundle was built on another model.
+        InputError: If the bundle does not say how it was built, or holds a trait that is not built
+            in and not given, or the model has no chat, which the bundle's gate acts in, or there
+            are too few traits or prompts.
+        DataError: As `build`.
+    """
+    recipe = replace(_recipe_of(bundle), interference_prompts=prompts)
+    if not prompts or len(bundle.traits) < 2:
+        raise InputError(
+            f"interference: expected two or more traits and 4 to 100 prompts, got "
+            f"{len(bundle.traits)} and {prompts}"
+        )
+    chosen = _definitions(bundle, tuple(bundle.traits), traits)
+    language_model = model if isinstance(model, LanguageModel) else load_model(model)
+    folder = _work_dir(language_model, recipe, work_dir)
+    workers = Alone(language_model) if workers is None else workers
+    sources = _sources_of(bundle, chosen, language_model, folder, workers, progress)
+    built = Built(bundle.traits, sources, {}, bundle.gate)
+    found = _interference(language_model, recipe, folder, built, workers, progress)
+    told = {
+        "interference_made_with": {
+            "precision": language_model.precision,
+            "versions": versions(),
+            "prompts": prompts,
+        }
+    }
+    return replace(bundle, interference=found, settings={**bundle.settings, **_json(told)})
+
+
+def _recipe_of(bundle: Bundle) -> Recipe:
+    """How a bundle was built."""
+    return Recipe.from_json(bundle.settings.get("recipe"), "the bundle's settings, 'recipe'")
+
+
+def _definitions(
+    bundle: Bundle, names: Sequence[str], traits: Sequence[Trait | str] | None
+) -> list[Trait]:
+    """The definitions of some of a bundle's traits, of those given and the built-in ones."""
+    known = load_traits() | {trait.name: trait for trait in _traits(traits)}
+    return [_trait_of(bundle, name, known) for name in names]
+
+
+def _sources_of(
+    bundle: Bundle,
+    traits: Sequence[Trait],
+    language_model: LanguageModel,
+    folder: Path,
+    workers: Workers,
+    progress: bool,
+) -> dict[str, Source]:
+    """What some of a bundle's traits were made of, generated again as the bundle says."""
+    sampling = Decoding.from_json(
+        bundle.settings.get("sampling"), "the bundle's settings, 'sampling'"
+    )
+    _check_same_model(bundle, language_model)
+    recipe = _recipe_of(bundle)
+    pairs = _pairs(
+        language_model, traits, recipe, folder, workers, sampling=sampling, progress=progress
+    )
+    return {trait.name: Source(trait, pairs[trait.name]) for trait in traits}
+
+
 def _trait_of(bundle: Bundle, name: str, known: Mapping[str, Trait]) -> Trait:
     """The definition of a trait of a bundle."""
     if name not in bundle.traits:
@@ -207,7 +294,7 @@ def _trait_of(bundle: Bundle, name: str, known: Mapping[str, Trait]) -> Trait:
             f"portfolio: {name!r} is not a trait of the bundle; it has {', '.join(bundle.traits)}"
         )
     if name not in known:
-        raise InputError(f"portfolio: {name!r} is not a built-in trait; give its definition too")
+        raise InputError(f"{name!r} is not a built-in trait; give its definition too")
     entry, trait = bundle.traits[name], known[name]
     poles, expected = (trait.positive.pole, trait.negative.pole), (entry.positive, entry.negative)
     if poles != expected:

@@ -25,6 +25,7 @@ from tests.models import WIDTH, tiny
 
 ARENA = Path(__file__).parents[1] / "experiments" / "arena"
 sys.path.append(str(ARENA))
+import ablations  # noqa: E402
 import arena  # noqa: E402
 import arena_tables  # noqa: E402
 import mixtures  # noqa: E402
@@ -474,3 +475,21 @@ def test_the_interference_picture(tmp_path):
 )
 def test_refusals(answer, declines):
     assert refusals.is_refusal(answer) is declines
+
+
+def test_an_ablation_adds_traits_to_what_is_written(tmp_path):
+    numbers = [0.2, 0.5, 0.4, 0.6, 0.3, 0.2, 0.4, 0.0, 1.0, -1.0, 1.02]
+    row = ablations.Row("brevity", "base", *numbers)
+    made_with = {
+        "command": "before", "model": "tiny", "dtype": "float32", "seed": 0, "dose": 0.2,
+        "prompts": 2, "decoding": {"max_new_tokens": 8, "top_p": None},
+    }  # fmt: skip
+    with pytest.raises(DataError, match="nothing to add to"):
+        ablations.before_this(tmp_path, made_with)
+    measures = {"brevity": {"search": "words", "report": "sentences"}}
+    written = {**made_with, "measures": measures, "rows": [vars(row)]}
+    ablations.write(tmp_path, written, [row])
+    again = {**made_with, "command": "now"}
+    assert ablations.before_this(tmp_path, again) == ([row], measures)
+    with pytest.raises(DataError, match="made with seed 0, now it is 1"):
+        ablations.before_this(tmp_path, {**again, "seed": 1})

@@ -95,7 +95,10 @@ def _portfolio(**changes):
     return Portfolio(**{**fields, **changes})
 
 
-INTERFERENCE = Interference(("warmth", "brevity"), np.array([[0.5, -0.1], [0.25, 1 / 3]]))
+LINEAR = [[0.5, -0.1], [0.25, 1 / 3]]
+QUADRATIC = [[[0.1, 0.0], [-0.2, 0.3]], [[-0.2, 0.3], [0.0, 0.25]]]
+INTERFERENCE = Interference(("warmth", "brevity"), np.array(LINEAR), np.array(QUADRATIC))
+NO_TERMS = np.zeros((2, 2, 2))
 
 
 def _bundle(**changes):
@@ -148,7 +151,10 @@ def _same_portfolio(a, b):
 
 
 def _told(interference):
-    return interference and (interference.traits, interference.gains.tolist())
+    if interference is None:
+        return None
+    terms = interference.linear.tolist(), interference.quadratic.tolist()
+    return interference.traits, *terms
 
 
 def _same(a, b):
@@ -287,9 +293,20 @@ def test_a_file_without_profiles_is_still_read(saved):
     _refused(saved, now, BundleFormatError, "profiles")
 
 
+def test_interference_that_is_linear_in_doses_is_still_read(saved):
+    now = {"traits": ["warmth", "brevity"], "gains": LINEAR}
+
+    def older(document):
+        return {**document, "interference": now, "schema": 5}
+
+    saved.write_bytes(_redocument(saved.read_bytes(), older))
+    linear = Interference(("warmth", "brevity"), np.array(LINEAR), NO_TERMS)
+    assert _same(Bundle.load(saved), _bundle(interference=linear))
+
+
 def test_interference_is_told():
     told = _bundle().info()["interference"]
-    assert told == {"traits": ["warmth", "brevity"], "gains": [[0.5, -0.1], [0.25, 1 / 3]]}
+    assert told == {"traits": ["warmth", "brevity"], "linear": LINEAR, "quadratic": QUADRATIC}
     assert _bundle(interference=None).info()["interference"] is None
 
 
@@ -297,7 +314,7 @@ def test_interference_is_told():
     ("value", "match"),
     [
         ("yes", "expected an Interference"),
-        (Interference(("brevity", "zest"), np.eye(2)), "'zest' is not a trait"),
+        (Interference(("brevity", "zest"), np.eye(2), NO_TERMS), "'zest' is not a trait"),
     ],
 )
 def test_interference_that_does_not_fit(value, match):
@@ -319,6 +336,12 @@ def test_interference_that_does_not_fit(value, match):
         {"traits": ["brevity", "brevity"], "gains": [[1, 0], [0, 1]]},
         {"traits": 2, "gains": [[1, 0], [0, 1]]},
         {"traits": ["brevity"], "gains": [[1]]},
+        {"gains": [[1, 0], [0, 1]]},
+        {"traits": ["brevity", "warmth"], "linear": LINEAR},
+        {"traits": ["brevity", "warmth"], "linear": LINEAR, "quadratic": LINEAR},
+        {"traits": ["brevity", "warmth"], "linear": LINEAR, "quadratic": [[1, 2], [3]]},
+        {"traits": ["brevity", "warmth"], "linear": [1], "quadratic": QUADRATIC},
+        {"traits": ["brevity", "warmth"], "linear": LINEAR, "quadratic": QUADRATIC, "x": 1},
     ],
 )
 def test_damaged_interference(saved, value):

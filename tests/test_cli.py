@@ -756,13 +756,35 @@ def test_build_makes_only_a_portfolio(
     assert (again, search) == (replace(portfolio, shortlist=40), False)
     fails(steer("build", "-o", str(output), "--confirm-only"), 2, "--edits-of")
     fails(steer("build", "-o", str(output), "--shortlist", "3"), 2, "--traits")
-    fails(steer(*arguments), 2, "--traits A,B,C")
+    fails(steer("build", "--edits-of", str(edits), "--confirm-only"), 2, "--traits A,B,C")
+    fails(steer(*arguments), 2, "--traits A,B,C", "--interference-prompts N")
+    fails(steer(*arguments, *mixed, "--interference-prompts", "8"), 2, "one thing anew")
     fails(steer(*arguments, *mixed, "--all"), 2, "leave out", "all")
     fails(steer(*arguments, *mixed, "--no-gate", "--seed", "3"), 2, "leave out", "gated, seed")
     fails(steer("build", "--edits-of", str(edits), *mixed), 2, "--output")
     missing = ("build", "--edits-of", str(tmp_path / "none"), "-o", str(output))
     fails(steer(*missing, *mixed), 1, "none")
     assert not calls and not builds
+
+
+def test_build_interference_alone(
+    steer, builds, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def build_interference(bundle, prompts, model, traits, *, work_dir, progress):
+        assert progress
+        calls.append((prompts, model, traits, work_dir))
+        return bundle
+
+    monkeypatch.setattr("steer.pipeline.build_interference", build_interference)
+    edits, output = folder / "bundle.safetensors", tmp_path / "mine.safetensors"
+    arguments = ("build", "--edits-of", str(edits), "-o", str(output))
+    code, out, _ = steer(*arguments, "--interference-prompts", "8", "--work-dir", str(tmp_path))
+    assert code == 0 and "3 traits" in out
+    assert calls == [(8, None, None, tmp_path)] and not builds
+    assert output.read_bytes() == edits.read_bytes()
+    fails(steer(*arguments, "--interference-prompts", "8", "--seed", "3"), 2, "leave out", "seed")
 
 
 def test_build_stops(steer, builds, tmp_path: Path) -> None:
@@ -995,10 +1017,12 @@ def test_generate_by_wish_or_preference(steer, folder: Path, asked: Path, tmp_pa
 
 def test_inspect_shows_interference(steer, folder: Path, tmp_path: Path) -> None:
     bundle = Bundle.load(folder / "bundle.safetensors")
-    gains = np.array([[0.5, 0.0, -0.31], [0.12, 0.0, 0.09], [-0.4, 0.0, 0.75]])
+    linear = np.array([[0.4, 0.0, -0.31], [0.12, 0.0, 0.09], [-0.4, 0.0, 0.75]])
+    quadratic = np.zeros((3, 3, 3))
+    quadratic[0, 0, 0] = 0.1  # half a dose does less than half
     names = ("brevity", "warmth", "zest")
     path = tmp_path / "interfering.safetensors"
-    replace(bundle, interference=Interference(names, gains)).save(path)
+    replace(bundle, interference=Interference(names, linear, quadratic)).save(path)
     code, out, _ = steer("inspect", str(path))
     assert code == 0
     told = {row[0]: row[1:] for row in map(str.split, out.splitlines()) if row}

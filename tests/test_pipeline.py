@@ -19,7 +19,7 @@ from steer.edits import Edit, compose
 from steer.errors import CalibrationError, DataError, FingerprintError, InputError
 from steer.generation import Decoding
 from steer.likelihood import log_ratio
-from steer.pipeline import build, build_portfolio
+from steer.pipeline import build, build_interference, build_portfolio
 from steer.precompute import PortfolioRecipe
 from steer.prompts import Prompt, load_prompts
 from steer.recipe import Recipe
@@ -292,6 +292,33 @@ def test_a_portfolio_on_its_own_is_that_of_a_build(
         same = replace(after, settings=expected.settings)
         assert as_bytes(same, tmp_path) == as_bytes(expected, tmp_path)
     assert Bundle.load(tmp_path / "bytes").portfolio is not None
+
+
+def test_interference_on_its_own_is_that_of_a_build(sampled: list[Any], tmp_path: Path) -> None:
+    """Byte for byte, and so is all else; only the settings tell the two apart."""
+    expected = a_bundle(tmp_path / "whole", None)
+    before = replace(expected, interference=None)
+    sampled.clear()
+    folder = tmp_path / "again"
+    after = build_interference(before, 4, tiny("llama"), work_dir=folder)
+    assert sampled == [(load_traits()[name], 5, SAMPLING) for name in expected.traits]
+    told = {"precision": "float32", "versions": versions(), "prompts": 4}
+    assert after.settings == {**expected.settings, "interference_made_with": told}
+    same = replace(after, settings=expected.settings)
+    assert as_bytes(same, tmp_path) == as_bytes(expected, tmp_path)
+    measured = folder / "float32" / "interference"
+    assert len(list(measured.iterdir())) == 1
+    build_interference(expected, 8, tiny("llama"), work_dir=folder)
+    assert len(list(measured.iterdir())) == 2  # at other prompts
+    one = replace(before, traits={"brevity": before.traits["brevity"]})
+    for bundle, prompts, message in (
+        (one, 4, "got 1 and 4"),
+        (before, 0, "got 2 and 0"),
+        (before, 3, "expected 0 or 4 to 100, got 3"),
+        (replace(before, settings={}), 4, "recipe"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build_interference(bundle, prompts, tiny("llama"), work_dir=folder)
 
 
 def test_a_search_is_confirmed_anew(

@@ -313,9 +313,11 @@ def test_compositions_give_every_trait_its_share(steerer: Steerer) -> None:
     for pair in pairs:
         doses = interference.doses(dict.fromkeys(pair, 0.5))
         assert sum(dose**2 for dose in doses.values()) == pytest.approx(1)
-        i, j = map(interference.traits.index, pair)
-        c, gains = np.array([doses[name] for name in pair]), interference.gains
-        rising += bool((c @ gains[np.ix_([i, j], [i, j])] > 0).all())
+        at = [interference.traits.index(name) for name in pair]
+        c = np.array([doses[name] for name in pair])
+        linear = interference.linear[np.ix_(at, at)]
+        quadratic = interference.quadratic[np.ix_(at, at, at)]
+        rising += bool((c @ linear + np.einsum("i,k,ikj->j", c, c, quadratic) > 0).all())
     # But for traits that undo each other.
     assert rising >= 0.8 * len(pairs)
 

@@ -93,11 +93,11 @@ def test_one_trait_alone_is_served_by_its_own_edit() -> None:
 
 
 def test_compositions_counteract_interference() -> None:
-    # By hand: brevity 1 c_b >= 1/8 and warmth 0.5 c_w - 0.4 c_b >= 1/8, so c = (0.125, 0.35).
-    gains = np.array([[1.0, -0.4], [0.0, 0.5]])
-    steerer = a_steerer(interference=Interference(("brevity", "warmth"), gains))
-    length = np.hypot(0.125, 0.35)
-    mixed = (0.125 / length) * TRAITS["brevity"] + (0.35 / length) * TRAITS["warmth"]
+    # By hand: brevity gains c_b and warmth 0.5 c_w - 0.2 c_b, as much if c_w is 2.4 c_b.
+    gains = np.array([[1.0, -0.2], [0.0, 0.5]])
+    found = Interference(("brevity", "warmth"), gains, np.zeros((2, 2, 2)))
+    steerer = a_steerer(interference=found)
+    mixed = (1 / 2.6) * TRAITS["brevity"] + (2.4 / 2.6) * TRAITS["warmth"]
     weights = {"brevity": 1, "warmth": 1}
     assert same(steerer.resolve(weights, compose=True), mixed)
     assert same(steerer.resolve(weights, 0.5, compose=True), 0.5 * mixed)

@@ -14,6 +14,7 @@ text is the ratio of WikiText-2's perplexities, per token, edited on every token
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ from timing import command  # noqa: E402
 from steer.batches import Sequences  # noqa: E402
 from steer.dose import reference_meter  # noqa: E402
 from steer.edits import ZERO, Edit  # noqa: E402
+from steer.errors import DataError  # noqa: E402
 from steer.generation import Decoding  # noqa: E402
 from steer.hooks import Scope, attach  # noqa: E402
 from steer.likelihood import KLMeter, mean_log_likelihood  # noqa: E402
@@ -100,8 +102,20 @@ def main() -> None:
     drawn = draws(number, seed)
     meters = [reference_meter(model, [prompt]) for prompt in prompts]
     sources = {trait: workshop.source(trait) for trait in arguments.traits}
-    rows = []
+    content = {
+        "command": command("experiments/arena/ablations.py"),
+        "model": model.name,
+        "fingerprint": str(model.fingerprint),
+        "dtype": arguments.dtype,
+        "seed": seed,
+        "dose": arguments.dose,
+        "versions": versions(),
+        "prompts": number,
+        "decoding": asdict(decoding),
+    }
+    rows, told = before_this(arguments.output, content) if arguments.add else ([], {})
     for trait, source in sources.items():
+        rows = [row for row in rows if row.trait != trait]
         path = arguments.work_dir / "ablations" / f"{trait}.jsonl"
         store = store_of(path, model, prompts, decoding)
         (unsteered,) = answer_all(model, [UNSTEERED], prompts, decoding, store)
@@ -134,23 +148,25 @@ def main() -> None:
                     float(np.exp(loss)),
                 )
             )
-    content = {
-        "command": command("experiments/arena/ablations.py"),
-        "model": model.name,
-        "fingerprint": str(model.fingerprint),
-        "dtype": arguments.dtype,
-        "seed": seed,
-        "dose": arguments.dose,
-        "versions": versions(),
-        "prompts": number,
-        "decoding": asdict(decoding),
-        "measures": {
-            trait: {"search": one.search.name, "report": one.report.name}
-            for trait, one in reads.items()
-        },
-        "rows": [asdict(row) for row in rows],
-    }
-    write(arguments.output, content, rows)
+        told[trait] = {"search": measures[0].name, "report": measures[1].name}
+        more = {"measures": told, "rows": [asdict(row) for row in rows]}
+        write(arguments.output, {**content, **more}, rows)
+
+
+def before_this(output: Path, content: Mapping[str, Any]) -> tuple[list[Row], dict[str, Any]]:
+    """Rows and measures of an earlier run of other traits.
+
+    Raises:
+        DataError: If there are none, or anything but its traits was another.
+    """
+    path = output / "ablations.json"
+    if not path.exists():
+        raise DataError(f"{path}: there is nothing to add to")
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in content.items():
+        if key != "command" and earlier[key] != value:
+            raise DataError(f"{path}: made with {key} {earlier[key]!r}, now it is {value!r}")
+    return [Row(**row) for row in earlier["rows"]], earlier["measures"]
 
 
 def read_arguments() -> argparse.Namespace:
@@ -159,6 +175,7 @@ def read_arguments() -> argparse.Namespace:
     parser = common_parser(__doc__, "peers")
     add_build_dir(parser)
     parser.add_argument("--traits", nargs="+", choices=list(READS), default=None)
+    parser.add_argument("--add", action="store_true", help="keep the traits that are written")
     parser.add_argument("--dose", type=float, default=0.2, help="nats per token")
     arguments = parsed(parser)
     if arguments.traits is None:

@@ -152,7 +152,7 @@ def _warmth(model: LanguageModel, people: People) -> Reads:
     encoder = activation_encoder(model)
     search = packaged_probe("warmth")
     assert search is not None, "it is packaged"
-    contrast = _in_other_words(model, KINDNESS, people)
+    contrast = in_other_words(model, KINDNESS, people)
     found = politeness(people.data, people.pairs, people.seed)
     return Reads(search, fitted("warmth", found, [poles(contrast)], encoder, people.seed))
 
@@ -161,15 +161,21 @@ def _formality(model: LanguageModel, people: People) -> Reads:
     search = TextReward(
         "contractions, you and I per 100 words, 10 to 0", familiar_markers, Range(10, 0)
     )
-    contrast = _in_other_words(model, OFFICIALDOM, people)
+    contrast = in_other_words(model, OFFICIALDOM, people)
     report = ProbeReward.fitted(
         "formality", contrast.positive, contrast.negative, encoder=STYLE, seed=people.seed
     )
     return Reads(search, report)
 
 
-def _in_other_words(model: LanguageModel, trait: Trait, people: People) -> PairSet:
-    """What the model writes under instructions that no edit is made with."""
+def in_other_words(model: LanguageModel, trait: Trait, people: People) -> PairSet:
+    """What the model writes under instructions that no edit is made with.
+
+    Args:
+        model: The model.
+        trait: The instructions: `KINDNESS` or `OFFICIALDOM`.
+        people: Where answers are kept, and how many are wanted.
+    """
     # Of the extract prompts the last: neither edits nor packaged probes are made at them.
     prompts = load_prompts("extract")[-max(people.pairs // 10, LEAST_PROMPTS) :]
     path = people.work_dir / f"{trait.name}.jsonl"

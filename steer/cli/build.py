@@ -118,7 +118,8 @@ def build(
         typer.Option(
             metavar="BUNDLE",
             help="Build no edits: keep those of this bundle, and all else in it, and make only the "
-            "portfolio anew. --trait then gives files of traits that are not built in.",
+            "portfolio anew, or with --interference-prompts what traits do to each other. --trait "
+            "then gives files of traits that are not built in.",
         ),
     ] = None,
     confirm_only: Annotated[
@@ -169,9 +170,10 @@ def build(
     wanted = PortfolioRecipe(mixed, size, epsilon, delta) if mixed else None
     if wanted is not None and shortlist is not None:
         wanted = replace(wanted, shortlist=shortlist)
-    if confirm_only and edits_of is None:
+    if confirm_only and (edits_of is None or wanted is None):
         raise InputError(
-            "--confirm-only is for a bundle that holds a search; add --edits-of BUNDLE"
+            "--confirm-only is for the portfolio of a bundle that holds a search; add --edits-of "
+            "BUNDLE and --traits A,B,C"
         )
     set_here = {name: value for name, value in given.items() if value is not None}
     make: Callable[..., Bundle]
@@ -183,15 +185,22 @@ def build(
             on_subspace=_report_subspace,
         )
     else:
-        if wanted is None:
-            raise InputError("--edits-of is for a portfolio of these edits; add --traits A,B,C")
+        measured = set_here.pop("interference_prompts", None)
+        if (wanted is None) == (measured is None):
+            raise InputError(
+                "--edits-of makes one thing anew: add --traits A,B,C for a portfolio of these "
+                "edits, or --interference-prompts N for what the traits do to each other"
+            )
         if ignored := ["all"] * everything + list(set_here):
             raise InputError(
                 "--edits-of keeps the edits as they were built; leave out what is for a build: "
                 f"{', '.join(ignored)}"
             )
-        make = partial(
-            pipeline.build_portfolio, Bundle.load(edits_of), wanted, search=not confirm_only
+        kept = Bundle.load(edits_of)
+        make = (
+            partial(pipeline.build_interference, kept, measured)
+            if wanted is None
+            else partial(pipeline.build_portfolio, kept, wanted, search=not confirm_only)
         )
     if everything and trait:
         raise InputError("--all and --trait exclude each other")

@@ -82,10 +82,11 @@ def _show_bundle(bundle: Bundle) -> None:
         facts.add_row("precision", Text(_plain(bundle.settings["precision"])))
     versions = (f"{name} {version}" for name, version in bundle.versions.items())
     facts.add_row("built with", Text(", ".join(versions)))
-    later = bundle.settings.get("portfolio_made_with")
-    if isinstance(later, Mapping):
-        told = ", ".join(f"{k} {_plain(v)}" for k, v in later.items())
-        facts.add_row("portfolio", Text(f"made on its own: {told}"))
+    for what in ("portfolio", "interference"):
+        later = bundle.settings.get(f"{what}_made_with")
+        if isinstance(later, Mapping):
+            told = ", ".join(f"{k} {_plain(v)}" for k, v in later.items())
+            facts.add_row(what, Text(f"made on its own: {told}"))
     out.print(facts)
     show_traits(bundle)
     if any(entry.ccs_loss for entry in bundle.traits.values()):
