@@ -10,7 +10,8 @@ beside warmth. A quadratic model says by how much doses c close the headroom of 
     gain = (reward - unsteered) / (1 - unsteered).
 
 Doses of a mixture have length one, as those of any composition (`steer.weights.doses`), and are
-those at which the trait that gains least, in proportion to what is asked of it, gains most:
+those at which the trait that gains least, in proportion to what is asked of it, gains most (or, of
+traits that undo each other, loses least):
 
     max min_j gain_j(c) / asked_j   over   |c| = 1,   c_j >= (1/2) of its dose by weights alone.
 
@@ -102,8 +103,7 @@ class Interference:
         """By how much of its dose each trait's edit enters a composition, together of length one.
 
         Of a weighted trait w_j min(gains[j, j], 1/4) is asked, which is in proportion to the
-        weights but for traits whose own edit does less than that. Where at no doses all of them
-        gain, since traits undo each other, they are those of `steer.weights.doses`.
+        weights but for traits whose own edit does less than that.
 
         Args:
             shares: Numbers >= 0 by trait, not all of them zero; a trait of which nothing is known
@@ -114,13 +114,11 @@ class Interference:
         if len(names) < 2:
             return alone
         c = self._fairest(names, np.array([alone[name] for name in names]))
-        if c is None:
-            return alone
         found = dict(zip(names, c.tolist(), strict=True))
         return {name: found.get(name, 0.0) for name in shares}
 
-    def _fairest(self, names: list[str], alone: Float64) -> Float64 | None:
-        """The doses of length one at which the least gain is the largest; None if it is a loss."""
+    def _fairest(self, names: list[str], alone: Float64) -> Float64:
+        """The doses of length one at which the least gain is the largest."""
         linear, quadratic = self._among(names)
         own = linear.diagonal() + np.einsum("iii->i", quadratic)
         asked = alone * np.minimum(own, _ASKED)
@@ -154,8 +152,7 @@ class Interference:
         )
         refined = np.maximum(found.x[:-1], floor)
         refined /= np.linalg.norm(refined)
-        best = max(refined, first, key=lambda c: float(gains(c).min()))
-        return best if gains(best).min() > 0 else None
+        return max(refined, first, key=lambda c: float(gains(c).min()))
 
     def _among(self, names: list[str]) -> tuple[Float64, Float64]:
         """The terms (k, k) and (k, k, k) of some traits; of those not known, as if alone."""

