@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from steer import interference
 from steer.baselines import (
     BestOfN,
     FewShot,
@@ -197,13 +198,14 @@ def answer_all(
 
 
 def bundle_key(bundle: Bundle) -> str:
-    """Of what answers hang on: the traits' edits, the portfolio's, and the answers it keeps."""
+    """Of what answers hang on: all edits, how they are composed, and the answers it keeps."""
     portfolio = bundle.portfolio
     edits = [entry.edit.digest for entry in bundle.traits.values()]
+    composed = interference.to_json(bundle.interference)
     if portfolio is None:
-        return content_key(edits)
+        return content_key([edits, composed])
     kept = [[one.prompt, *one.answers] for one in portfolio.answered]
-    return content_key([edits, [edit.digest for edit in portfolio.edits], kept])
+    return content_key([edits, composed, [edit.digest for edit in portfolio.edits], kept])
 
 
 def key(setting: Setting) -> str:
