@@ -1,10 +1,9 @@
 """What pushing one trait does to the others, and doses that counteract it.
 
 An edit moves more than its trait: brief answers are colder, simple ones less formal. Where edits
-are added, one trait's gain can be lost to another's side effect, and a half of a dose is seldom a
-half of its effect: an answer is short at half a dose of brevity beside formality, and not at all
-beside warmth. A quadratic model says by how much doses c close the headroom of trait j
-(`steer.interference_fit` measures it),
+are added, one trait's gain can be lost to another's side effect. Nor is half a dose half of its
+effect: that of brevity does two thirds of what the whole does. A quadratic model says by how much
+doses c close the headroom of trait j (`steer.interference_fit` measures it),
 
     gain_j(c) = sum_i c_i linear[i, j] + sum_ik c_i c_k quadratic[i, k, j],
     gain = (reward - unsteered) / (1 - unsteered).
