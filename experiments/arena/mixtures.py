@@ -92,7 +92,7 @@ class Measured:
     """What was read of one edit's answers.
 
     Attributes:
-        values: By trait, the reported measure of each answer (P,).
+        values: By trait that was read, the reported measure of each answer (P,).
         incoherent: Share that loops or is broken.
     """
 
@@ -119,19 +119,23 @@ def main() -> None:
     served = [edited(steerer, weights, mode) for mode, weights in asked]
     # One edit may serve many mixtures; it answers once and is read once.
     settings: dict[str, Setting] = {}
+    wanted: dict[str, set[str]] = {}
     for (mode, weights), how in zip(asked, served, strict=True):
         settings.setdefault(how.digest, Setting("+".join(weights), mode, shown(weights), how))
+        wanted.setdefault(how.digest, set()).update(read_of(weights, traits))
     unsteered, *answers = answer_all(
         model, [UNSTEERED, *settings.values()], prompts, decoding, store
     )
     before = read_all(reads, prompts, unsteered)
-    bar = tqdm(answers, desc="read", disable=None)
-    after = dict(zip(settings, (read_all(reads, prompts, one) for one in bar), strict=True))
+    after = {}
+    for digest, one in zip(tqdm(settings, desc="read", disable=None), answers, strict=True):
+        some = {trait: reads[trait] for trait in traits if trait in wanted[digest]}
+        after[digest] = read_all(some, prompts, one)
     drawn = draws(len(prompts), arguments.seed)
     rows = [
         cell
         for (mode, weights), how in zip(asked, served, strict=True)
-        for cell in cells(mode, weights, after[how.digest], before, cosines, drawn)
+        for cell in cells(mode, weights, traits, after[how.digest], before, cosines, drawn)
     ]
     content = {
         "command": command("experiments/arena/mixtures.py"),
@@ -199,8 +203,13 @@ def extraction_cosines(subspaces: Mapping[str, Subspace]) -> dict[tuple[str, str
     return result
 
 
+def read_of(weights: Weights, traits: Sequence[str]) -> Sequence[str]:
+    """What is read of a mixture: what it weights; of one trait alone, all that it may do."""
+    return traits if len(weights) == 1 else list(weights)
+
+
 def read_all(reads: Mapping[str, Reads], prompts: Sequence[str], answers: Answers) -> Measured:
-    """Read every trait of one edit's answers."""
+    """Read some traits of one edit's answers."""
     return Measured(
         {trait: values(one.report, prompts, answers.texts) for trait, one in reads.items()},
         coherence(prompts, answers.texts, answers.log_likelihood).incoherent,
@@ -210,17 +219,18 @@ def read_all(reads: Mapping[str, Reads], prompts: Sequence[str], answers: Answer
 def cells(
     mode: str,
     weights: Weights,
+    traits: Sequence[str],
     after: Measured,
     before: Measured,
     cosines: Mapping[tuple[str, str], float],
     drawn: NDArray[np.int64],
 ) -> Iterator[Cell]:
-    """How every trait moves under a mixture."""
+    """How the traits that are read of a mixture move."""
     apart = any(
         a in weights and b in weights and value < ANTAGONISTIC for (a, b), value in cosines.items()
     )
-    for trait, read in after.values.items():
-        one = gain(read, before.values[trait], drawn)
+    for trait in read_of(weights, traits):
+        one = gain(after.values[trait], before.values[trait], drawn)
         low, high = one.interval
         yield Cell(
             mode,
