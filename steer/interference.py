@@ -156,18 +156,13 @@ class Interference:
     def _among(self, names: list[str]) -> tuple[Float64, Float64]:
         """The terms (k, k) and (k, k, k) of some traits; of those not known, as if alone."""
         k = len(names)
-        linear, quadratic = np.zeros((k, k)), np.zeros((k, k, k))
-        known = self.known
-        at = [self.traits.index(name) if name in self.traits else None for name in names]
-        here = [i for i, index in enumerate(at) if index is not None]
-        for j, column in enumerate(at):
-            if column is None or not known[column]:
-                linear[j, j] = _ASKED
-                continue
-            for i in here:
-                linear[i, j] = self.linear[at[i], column]
-                for other in here:
-                    quadratic[i, other, j] = self.quadratic[at[i], at[other], column]
+        linear, quadratic, known = np.zeros((k, k)), np.zeros((k, k, k)), np.zeros(k, bool)
+        here = [i for i, name in enumerate(names) if name in self.traits]
+        at = [self.traits.index(names[i]) for i in here]
+        linear[np.ix_(here, here)] = self.linear[np.ix_(at, at)]
+        quadratic[np.ix_(here, here, here)] = self.quadratic[np.ix_(at, at, at)]
+        known[here] = self.known[at]
+        linear[~known, ~known] = _ASKED
         return linear, quadratic
 
 

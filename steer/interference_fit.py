@@ -52,14 +52,14 @@ def measure_interference(
         raise InputError(f"interference: expected one own edit for each of {traits}")
     if len(evaluator.rewards) != len(rewarded) or not set(rewarded) <= set(traits):
         raise InputError(f"interference: expected one reward for each of {tuple(rewarded)}")
-    one = np.eye(d)
+    alone = np.eye(d)
     mixed = [
-        (a * one[i] + b * one[j]) / np.hypot(a, b)
+        (a * alone[i] + b * alone[j]) / np.hypot(a, b)
         for i, j in combinations(range(d), 2)
         for a, b in _MIXTURES[len({traits[i], traits[j]} & set(rewarded))]
     ]
     # Rounded as a search rounds them.
-    rows = np.round(np.stack([*one, *(_HALF * one), *mixed]), 3)  # (n, d)
+    rows = np.round(np.stack([*alone, *(_HALF * alone), *mixed]), 3)  # (n, d)
     candidates = [Candidate(OWN, tuple(row.tolist())) for row in (np.zeros(d), *rows)]
     unsteered, *steered = evaluator.evaluate(candidates)
     left = np.maximum(1 - unsteered.rewards.mean(0), np.finfo(np.float64).tiny)

@@ -18,20 +18,15 @@ from tqdm import tqdm
 
 from steer.bundle import Bundle
 from steer.contrast import SAMPLING, PairSet, PairsFile
-from steer.default_rewards import WORDS_PER_TOKEN, text_reward
 from steer.errors import FingerprintError, InputError, LowReliabilityWarning
-from steer.evaluation import Evaluator
 from steer.generation import Decoding
-from steer.interference import Interference
-from steer.interference_fit import measure_interference
+from steer.interference_build import make_interference
 from steer.models import LanguageModel, load_model
-from steer.portfolio import OWN
 from steer.portfolio_build import Built, SearchSpace, Source, make_portfolio, space_of
 from steer.precompute import PortfolioRecipe
 from steer.prompts import load_prompts
 from steer.recipe import Recipe
 from steer.resources import cache_dir, content_key
-from steer.rewards import Reward
 from steer.subspace import Subspace
 from steer.trait_edit import build_trait, fit, prepare
 from steer.traits import Trait, load_traits
@@ -40,8 +35,6 @@ from steer.workers import Alone, Unit, Workers
 
 # Below this cosine agreement a trait's differences hardly share a direction.
 LOW_RELIABILITY = 0.1
-# Tokens of an answer in which traits show what they do to each other.
-_INTERFERING = 128
 
 
 def build(
@@ -94,7 +87,7 @@ def build(
         made = make_portfolio(
             language_model, portfolio, recipe, folder, built, workers=workers, progress=progress
         )
-    interference = _interference(language_model, recipe, folder, built, workers, progress)
+    interference = make_interference(language_model, recipe, folder, built, workers, progress)
     return Bundle(
         model=language_model.name,
         fingerprint=language_model.fingerprint,
@@ -161,11 +154,9 @@ def build_portfolio(
     if not search and (before is None or not before.searched):
         raise InputError("the bundle holds no search that could be confirmed anew; search")
     recipe = _recipe_of(bundle)
-    chosen = _definitions(bundle, portfolio.traits, traits)
-    language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    folder = _work_dir(language_model, recipe, work_dir)
-    workers = Alone(language_model) if workers is None else workers
-    sources = _sources_of(bundle, chosen, language_model, folder, workers, progress)
+    language_model, folder, workers, sources = _begin_again(
+        bundle, portfolio.traits, recipe, model, traits, work_dir, workers, progress
+    )
     subspaces: dict[str, Subspace] = {}
     if recipe.layers != "middle":
         fits = [
@@ -237,13 +228,11 @@ def build_interference(
             f"interference: expected two or more traits and 4 to 100 prompts, got "
             f"{len(bundle.traits)} and {prompts}"
         )
-    chosen = _definitions(bundle, tuple(bundle.traits), traits)
-    language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    folder = _work_dir(language_model, recipe, work_dir)
-    workers = Alone(language_model) if workers is None else workers
-    sources = _sources_of(bundle, chosen, language_model, folder, workers, progress)
+    language_model, folder, workers, sources = _begin_again(
+        bundle, tuple(bundle.traits), recipe, model, traits, work_dir, workers, progress
+    )
     built = Built(bundle.traits, sources, {}, bundle.gate)
-    found = _interference(language_model, recipe, folder, built, workers, progress)
+    found = make_interference(language_model, recipe, folder, built, workers, progress)
     told = {
         "interference_made_with": {
             "precision": language_model.precision,
@@ -259,32 +248,31 @@ def _recipe_of(bundle: Bundle) -> Recipe:
     return Recipe.from_json(bundle.settings.get("recipe"), "the bundle's settings, 'recipe'")
 
 
-def _definitions(
-    bundle: Bundle, names: Sequence[str], traits: Sequence[Trait | str] | None
-) -> list[Trait]:
-    """The definitions of some of a bundle's traits, of those given and the built-in ones."""
-    known = load_traits() | {trait.name: trait for trait in _traits(traits)}
-    return [_trait_of(bundle, name, known) for name in names]
-
-
-def _sources_of(
+def _begin_again(
     bundle: Bundle,
-    traits: Sequence[Trait],
-    language_model: LanguageModel,
-    folder: Path,
-    workers: Workers,
+    names: Sequence[str],
+    recipe: Recipe,
+    model: str | Path | LanguageModel | None,
+    traits: Sequence[Trait | str] | None,
+    work_dir: str | Path | None,
+    workers: Workers | None,
     progress: bool,
-) -> dict[str, Source]:
-    """What some of a bundle's traits were made of, generated again as the bundle says."""
+) -> tuple[LanguageModel, Path, Workers, dict[str, Source]]:
+    """The model, the work folder, the workers, and what some of a bundle's traits were made of."""
     sampling = Decoding.from_json(
         bundle.settings.get("sampling"), "the bundle's settings, 'sampling'"
     )
+    known = load_traits() | {trait.name: trait for trait in _traits(traits)}
+    chosen = [_trait_of(bundle, name, known) for name in names]
+    language_model = model if isinstance(model, LanguageModel) else load_model(model)
     _check_same_model(bundle, language_model)
-    recipe = _recipe_of(bundle)
+    folder = _work_dir(language_model, recipe, work_dir)
+    workers = Alone(language_model) if workers is None else workers
     pairs = _pairs(
-        language_model, traits, recipe, folder, workers, sampling=sampling, progress=progress
+        language_model, chosen, recipe, folder, workers, sampling=sampling, progress=progress
     )
-    return {trait.name: Source(trait, pairs[trait.name]) for trait in traits}
+    sources = {trait.name: Source(trait, pairs[trait.name]) for trait in chosen}
+    return language_model, folder, workers, sources
 
 
 def _trait_of(bundle: Bundle, name: str, known: Mapping[str, Trait]) -> Trait:
@@ -427,54 +415,6 @@ def _pairs(
     for (file, _), answers in zip(units, bar, strict=True):
         file.add(answers)
     return {trait.name: file.pairs for trait, file in zip(traits, files, strict=True)}
-
-
-def _interference(
-    language_model: LanguageModel,
-    recipe: Recipe,
-    folder: Path,
-    built: Built,
-    workers: Workers,
-    progress: bool,
-) -> Interference | None:
-    """What the traits do to those of them that have a text to be read by; None if unasked for.
-
-    The model's own opinion, by which any trait can be rewarded, does not follow people (README,
-    "Results"), and asking for it takes longer than all the rest.
-    """
-    if not recipe.interference_prompts or len(built.entries) < 2:
-        return None
-    tokens = min(recipe.decoding.max_new_tokens, _INTERFERING)
-    decoding = replace(recipe.decoding, max_new_tokens=tokens)
-    rewards: dict[str, Reward] = {}
-    for name, source in built.sources.items():
-        try:
-            reward = text_reward(name, source.pairs, longest=WORDS_PER_TOKEN * tokens)
-        except InputError:
-            # It does not tell this trait's pairs apart.
-            continue
-        if reward is not None:
-            rewards[name] = reward
-    if not rewards:
-        return None
-    edits = tuple(entry.edit for entry in built.entries.values())
-    prompts = [prompt.text for prompt in load_prompts("develop")[: recipe.interference_prompts]]
-    asked = [list(built.entries), [reward.name for reward in rewards.values()], prompts]
-    key = content_key([asked, [edit.digest for edit in edits], asdict(decoding), recipe.scope])
-    (folder / "interference").mkdir(parents=True, exist_ok=True)
-    evaluator = Evaluator(
-        language_model,
-        {OWN: edits},
-        prompts,
-        list(rewards.values()),
-        path=folder / "interference" / f"{key}.jsonl",
-        decoding=decoding,
-        scope=recipe.scope,
-        gate=built.gate,
-        workers=workers,
-        progress=progress,
-    )
-    return measure_interference(evaluator, tuple(built.entries), list(rewards))
 
 
 def _traits(traits: Sequence[Trait | str] | None) -> list[Trait]:
