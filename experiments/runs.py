@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from precision import add_dtype
 from timing import command
 
+from steer.errors import DataError
 from steer.models import LanguageModel
 from steer.resources import cache_dir, default_bundle_path
 from steer.versions import versions
@@ -63,6 +66,26 @@ def provenance(script: str, model: LanguageModel, arguments: argparse.Namespace)
         "threads": arguments.threads,
         "versions": versions(),
     }
+
+
+def earlier(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier run of the same kind wrote, for one that adds to it.
+
+    Args:
+        path: Of its JSON.
+        content: Of this run, without what is added; all but the command must be as it was.
+
+    Raises:
+        DataError: If there is none, or anything was another.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is nothing to add to")
+    written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in content.items():
+        before = written.get(key)
+        if key != "command" and before != value:
+            raise DataError(f"{path}: made with {key} {before!r}, now it is {value!r}")
+    return written
 
 
 def last_line(content: dict[str, Any]) -> str:

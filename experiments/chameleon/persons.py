@@ -29,7 +29,7 @@ from steer.measures import words
 
 CHOICES = 20
 # Of a later text: "You too!" is anybody's.
-_FEWEST_WORDS = 4
+FEWEST_WORDS = 4
 _DEVELOP = 24
 _COLUMNS = ("user 1 personas", "user 2 personas", "Best Generated Conversation")
 
@@ -129,7 +129,7 @@ def read_talk(folder: Path, *, seed: int = 0) -> People:
         for row in _rows(path):
             for number, column in enumerate(_COLUMNS[:2], start=1):
                 turns = _turns(row[_COLUMNS[2]], f"User {number}")
-                if len(turns) >= _FEWEST_WORDS:
+                if len(turns) >= FEWEST_WORDS:
                     said.setdefault(row[column].strip(), []).append(turns)
     order = np.random.default_rng(seed).permutation(len(said)).tolist()
     known = [list(said.items())[i] for i in order]
@@ -164,7 +164,7 @@ def read_authors(folder: Path, *, seed: int = 0) -> People:
                 HistoryItem(paragraph.strip())
                 for text in part
                 for paragraph in text.split("\n\n")
-                if len(words(paragraph)) >= _FEWEST_WORDS
+                if len(words(paragraph)) >= FEWEST_WORDS
             )
             for part in (texts[:half], texts[half:])
         )
@@ -203,4 +203,4 @@ def _turns(conversation: str, speaker: str) -> tuple[HistoryItem, ...]:
 
 
 def _telling(item: HistoryItem) -> bool:
-    return len(words(item.text)) >= _FEWEST_WORDS
+    return len(words(item.text)) >= FEWEST_WORDS
