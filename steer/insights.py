@@ -90,6 +90,7 @@ def write_insights(language_model: LanguageModel, items: Sequence[HistoryItem]) 
         language_model: The model, which must not be steered meanwhile.
         items: What it is shown of a person's history.
     """
+    measured = measured_insights(items)
     asked = [templates()["personal"].format(history=shown(items)), templates()["neutral"]]
     texts = [render(language_model.tokenizer, text) for text in asked]
     personal, neutral = (
@@ -97,13 +98,23 @@ def write_insights(language_model: LanguageModel, items: Sequence[HistoryItem]) 
     )
     neutral_by: Author = "model"
     if unusable(neutral, ()):
-        neutral, neutral_by = _NEUTRAL, "measures"
+        neutral, neutral_by = measured.neutral, measured.neutral_by
     refused = unusable(personal, items)
     if not refused and fit(language_model, items, personal, neutral) <= 0:
         refused = "it makes what the person wrote no likelier than the neutral one does"
     if refused:
-        personal = measured_insight([item.text for item in items])
-    return Insights(personal, neutral, "measures" if refused else "model", neutral_by, refused)
+        return Insights(measured.personal, neutral, measured.personal_by, neutral_by, refused)
+    return Insights(personal, neutral, "model", neutral_by)
+
+
+def measured_insights(items: Sequence[HistoryItem]) -> Insights:
+    """Both insights from templates that are filled in with measures; no model is asked.
+
+    Args:
+        items: Of a person's history.
+    """
+    personal = measured_insight([item.text for item in items])
+    return Insights(personal, _NEUTRAL, "measures", "measures")
 
 
 def shown(items: Sequence[HistoryItem]) -> str:

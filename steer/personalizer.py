@@ -30,7 +30,7 @@ from steer.generation import prompt_tokens
 from steer.history import History, HistoryItem, Selection, read_history, select
 from steer.hooks import Scope
 from steer.imitate import Imitation, imitate
-from steer.insights import Insights, prompt_of, write_insights
+from steer.insights import Author, Insights, measured_insights, prompt_of, write_insights
 from steer.likelihood import response_tokens
 from steer.models import LanguageModel
 from steer.personal_pairs import NAME, Contrast, personal_pairs
@@ -58,6 +58,8 @@ class Personalization:
         contrast: What a person's texts are held against (`steer.personal_pairs`). "imitation" has
             "style" built in, and makes what was disliked less likely; "distilled" needs a contrast
             of requests.
+        insights: Who writes those of the contrast "insights": the model, as far as its are of use,
+            or measures of the history (`steer.insights`).
         selection: Which items of a history are used (`steer.history`).
         items: How many.
         prompts: Number of prompts that are answered for pairs.
@@ -72,6 +74,7 @@ class Personalization:
 
     method: Way = "imitation"
     contrast: Contrast = "style"
+    insights: Author = "model"
     selection: Selection = "pca"
     items: int = 16
     prompts: int = 24
@@ -85,6 +88,7 @@ class Personalization:
         """Validate."""
         check_choice("method", self.method, ("imitation", *get_args(Method)))
         check_choice("contrast", self.contrast, get_args(Contrast))
+        check_choice("insights", self.insights, get_args(Author))
         check_choice("selection", self.selection, get_args(Selection))
         for name in ("items", "prompts"):
             check_count(name, getattr(self, name))
@@ -171,7 +175,11 @@ class Personalizer:
         )
         insights = None
         if settings.contrast == "insights":
-            insights = write_insights(self.language_model, items)
+            insights = (
+                write_insights(self.language_model, items)
+                if settings.insights == "model"
+                else measured_insights(items)
+            )
         found: dict[str, float | int | str] = {"items": len(everything), "items used": len(items)}
         if settings.method == "imitation":
             edit, dose = self._imitation(items, start)

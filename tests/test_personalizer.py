@@ -33,6 +33,7 @@ from steer.insights import (
     Insights,
     fit,
     measured_insight,
+    measured_insights,
     prompt_of,
     shown,
     templates,
@@ -502,6 +503,7 @@ def test_what_is_disliked_is_avoided_by_an_imitation(model: LanguageModel) -> No
     [
         ({"method": "best"}, "method to be one of imitation, mean-difference"),
         ({"contrast": "labels"}, "contrast to be one of insights, style, history"),
+        ({"insights": "me"}, "insights to be one of model, measures"),
         ({"selection": "all"}, "selection to be one of pca"),
         ({"items": 0}, "items to be a whole number >= 1, got 0"),
         ({"prompts": -3}, "prompts to be a whole number >= 1, got -3"),
@@ -679,6 +681,20 @@ def test_insights_that_are_no_use_are_replaced(
         assert compared == [(written[0], found.neutral)]
     # The model is shown the history for the personal one alone.
     assert [shown(items) in text for text in writer.asked] == [True, False]
+
+
+def test_insights_by_measures_ask_no_model(model: LanguageModel, writer: Writer) -> None:
+    settings = Personalization("mean-difference", "insights", "measures", prompts=8, kl=0.1)
+    maker = Personalizer(model, settings=settings)
+    found = maker.profile(HISTORY, keep_evidence=True)
+    assert found.insights == measured_insights(read_history(HISTORY))
+    assert found.insights.personal == measured_insight([text for _, text in HISTORY])
+    assert (found.insights.personal_by, found.insights.neutral_by) == ("measures", "measures")
+    assert found.statistics["insight by"] == "measures"
+    # Only prompts are answered, under the one insight and under the other.
+    assert len(writer.asked) == 16
+    for number, insight in enumerate((found.insights.personal, found.insights.neutral)):
+        assert all(insight in text for text in writer.asked[8 * number : 8 * (number + 1)])
 
 
 # --- Groups --------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ there are few, are asked how long a history should be, all of them: nothing is t
     users       people of whom a group is made, which serves people it has not seen (figure 3)
     items       of a history (figure 5)
     method      how the edit is found, from histories of 16 items
-    contrast    what a history is held against, and whose words the insights are
+    insights    who writes them: the model, where they are of use, or templates from measures
+    contrast    what a history is held against, where it is not against insights
     selection   which four items of a history are used
     layers      where the edit acts, of those that the default bundle's gate knows
     steps       of an imitation, which set its dose
@@ -28,7 +29,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from making import Maker, gate_of, seconds
@@ -53,6 +54,7 @@ from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.edits import ZERO  # noqa: E402
 from steer.imitate import Imitation  # noqa: E402
+from steer.insights import Author  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
 from steer.personalizer import Personalization  # noqa: E402
 from steer.profile import Profile  # noqa: E402
@@ -142,7 +144,10 @@ def variants() -> Iterator[Variant]:
     yield Variant("method", "imitation", items=PAIRED)
     for method in ("mean-difference", "svd", "ccs", "probe", "two-step", "two-step-sign-safe"):
         yield Variant("method", method, replace(READ, method=method), items=PAIRED)
-    for contrast in ("style", "insights", "history"):
+    for author in get_args(Author):
+        by = replace(READ, contrast="insights", insights=author)
+        yield Variant("insights", f"by {author}", by)
+    for contrast in ("style", "history"):
         yield Variant("contrast", contrast, replace(READ, contrast=contrast))
     yield Variant(
         "contrast", "history, distilled", replace(READ, method="distilled", contrast="history")
