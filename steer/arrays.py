@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +12,7 @@ from steer.errors import InputError
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Kind = TypeVar("Kind", bound=np.generic)
 
 MINIMUM_PAIRS = 8
 """Fewer pairs leave nothing to hold out, and no direction worth the name."""
@@ -21,6 +23,15 @@ def frozen(x: Float64) -> Float32:
     result = x.astype(np.float32)
     result.setflags(write=False)
     return result
+
+
+def read_only(array: NDArray[Kind]) -> NDArray[Kind]:
+    """An array that a frozen dataclass can hold: a copy, if its owner could write to it."""
+    if not array.flags.writeable:
+        return array
+    copy = array.copy()
+    copy.setflags(write=False)
+    return copy
 
 
 def checked_pairs(

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, reduce
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from steer.arrays import read_only
 from steer.errors import InputError
 
 Array = NDArray[np.float32]
@@ -56,7 +56,7 @@ class LayerEdit:
         if not all(np.isfinite(part).all() for part in (self.e, self.v, self.u, self.c)):
             raise InputError("layer edit: expected finite values, got NaN or infinity")
         for part in fields(self):
-            object.__setattr__(self, part.name, _read_only(getattr(self, part.name)))
+            object.__setattr__(self, part.name, read_only(getattr(self, part.name)))
 
     @property
     def width(self) -> int:
@@ -228,13 +228,6 @@ def compose(edits: Sequence[Edit], weights: Sequence[float]) -> Edit:
         raise InputError(f"compose: got {len(edits)} edits and {len(weights)} weights")
     terms = [weight * edit for edit, weight in zip(edits, weights, strict=True) if weight != 0]
     return reduce(lambda a, b: a + b, terms, ZERO)
-
-
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    if array.flags.writeable:
-        array = array.copy()
-        array.setflags(write=False)
-    return array
 
 
 def _unit(vector: Array) -> Array:

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from steer.arrays import read_only
 from steer.cover import random_weights
 from steer.errors import InputError
 from steer.fields import (
@@ -67,7 +68,7 @@ class Interference:
     quadratic: Float64
 
     def __post_init__(self) -> None:
-        linear, quadratic = np.array(self.linear, float), np.array(self.quadratic, float)
+        linear, quadratic = np.asarray(self.linear, float), np.asarray(self.quadratic, float)
         d = len(self.traits)
         shapes = (linear.shape, quadratic.shape)
         if d < 2 or len(set(self.traits)) != d or shapes != ((d, d), (d, d, d)):
@@ -76,8 +77,7 @@ class Interference:
                 f"(d, d, d) quadratic terms, got {self.traits} and shapes {shapes}"
             )
         for name, array in (("linear", linear), ("quadratic", quadratic)):
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
+            object.__setattr__(self, name, read_only(array))
         finite = np.isfinite(linear).all() and np.isfinite(quadratic).all()
         if not finite or not np.array_equal(quadratic, quadratic.swapaxes(0, 1)):
             raise InputError(

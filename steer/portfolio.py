@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from steer.arrays import read_only
 from steer.certificate import Certificate, Measured
 from steer.edits import ZERO, Edit
 from steer.errors import InputError
@@ -165,8 +166,8 @@ class Portfolio:
                 f"portfolio: expected an answer of the unsteered model and of each of the "
                 f"{len(self.kept)} kept edits, with {d} rewards each"
             )
-        for array in (self.mean_rewards, self.kl):
-            array.setflags(write=False)
+        for name in ("mean_rewards", "kl"):
+            object.__setattr__(self, name, read_only(getattr(self, name)))
         _ = self.measured  # checks the numbers
 
     @cached_property

@@ -14,6 +14,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from steer.arrays import read_only
 from steer.errors import InputError
 
 Float64 = NDArray[np.float64]
@@ -34,15 +35,14 @@ class Answered:
     rewards: Float64
 
     def __post_init__(self) -> None:
-        rewards = np.array(self.rewards, np.float64)
+        rewards = np.asarray(self.rewards, np.float64)
         if rewards.ndim != 2 or len(rewards) != len(self.answers):
             raise InputError(
                 f"answers: expected rewards of {len(self.answers)} answers, got {rewards.shape}"
             )
         if not ((rewards >= 0) & (rewards <= 1)).all():
             raise InputError("answers: expected rewards from 0 to 1")
-        rewards.setflags(write=False)
-        object.__setattr__(self, "rewards", rewards)
+        object.__setattr__(self, "rewards", read_only(rewards))
 
 
 @dataclass(frozen=True, eq=False)
