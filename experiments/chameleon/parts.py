@@ -34,15 +34,7 @@ from typing import Any, get_args
 import numpy as np
 from making import Maker, gate_of, seconds
 from persona import ITEMS, UNSTEERED, plain
-from persons import (
-    People,
-    Person,
-    Question,
-    histories_of,
-    questions,
-    read_authors,
-    read_talk,
-)
+from persons import People, Person, Question, add_people, histories_of, people_of, questions
 from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval, soundness
 
 # What experiments share is one folder up.
@@ -175,14 +167,13 @@ def variants() -> Iterator[Variant]:
 def main() -> None:
     """Ask and write."""
     arguments = read_arguments()
+    everybody = people_of(arguments)
     if arguments.authors is None:
-        everybody = read_talk(arguments.data, seed=arguments.seed)
-        people = everybody.develop[: arguments.people]
-        every = list(variants())
+        people, every = everybody.develop, list(variants())
     else:
-        everybody = read_authors(arguments.authors, seed=arguments.seed)
-        people = (*everybody.develop, *everybody.report)[: arguments.people]
+        people = everybody.develop + everybody.report
         every = list(history_variants(LONG_HISTORY))
+    people = people[: arguments.people]
     asked = questions(people, arguments.questions, seed=arguments.seed)
     model = loaded(arguments)
     folder = Path(arguments.work_dir) / "parts"
@@ -213,9 +204,7 @@ def read_arguments() -> argparse.Namespace:
     """From the command line."""
     parts = tuple(dict.fromkeys(variant.part for variant in variants()))
     parser = common_parser(__doc__, "chameleon")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", type=Path, help="folder of the open data sets")
-    source.add_argument("--authors", type=Path, help="folder with a folder of texts per author")
+    add_people(parser)
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--add", action="store_true", help="keep the parts that are written")
     parser.add_argument("--people", type=int, default=24)

@@ -33,15 +33,7 @@ from typing import Any
 
 import numpy as np
 from making import Maker, gate_of, seconds
-from persons import (
-    People,
-    Person,
-    Question,
-    histories_of,
-    questions,
-    read_authors,
-    read_talk,
-)
+from persons import People, Person, Question, add_people, histories_of, people_of, questions
 from telling import (
     GAINED,
     LOWER_IS_BETTER,
@@ -107,11 +99,7 @@ class Cell:
 def main() -> None:
     """Ask and write the tables."""
     arguments = read_arguments()
-    everybody = (
-        read_talk(arguments.data, seed=arguments.seed)
-        if arguments.authors is None
-        else read_authors(arguments.authors, seed=arguments.seed)
-    )
+    everybody = people_of(arguments)
     people = getattr(everybody, arguments.split)[: arguments.people]
     asked = questions(people, arguments.questions, seed=arguments.seed)
     model = loaded(arguments)
@@ -138,9 +126,7 @@ def main() -> None:
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
     parser = common_parser(__doc__, "chameleon")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", type=Path, help="folder of the open data sets")
-    source.add_argument("--authors", type=Path, help="folder with a folder of texts per author")
+    add_people(parser)
     parser.add_argument("--split", choices=("develop", "report"), default="report")
     parser.add_argument("--people", type=int, default=60)
     parser.add_argument("--questions", type=int, default=4, help="about each of them")

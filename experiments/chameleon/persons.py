@@ -15,6 +15,7 @@ first half of the files and later texts in the second.
 
 from __future__ import annotations
 
+import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,6 +109,20 @@ def questions(people: Sequence[Person], each: int, *, seed: int = 0) -> list[Que
 def histories_of(people: Sequence[Person], items: int) -> list[list[HistoryItem]]:
     """Of each person, the first items."""
     return [list(person.history[:items]) for person in people]
+
+
+def add_people(parser: argparse.ArgumentParser) -> None:
+    """For scripts about people."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder of the open data sets")
+    source.add_argument("--authors", type=Path, help="folder with a folder of texts per author")
+
+
+def people_of(arguments: argparse.Namespace) -> People:
+    """Those that a script is told of."""
+    if arguments.authors is None:
+        return read_talk(arguments.data, seed=arguments.seed)
+    return read_authors(arguments.authors, seed=arguments.seed)
 
 
 def read_talk(folder: Path, *, seed: int = 0) -> People:
