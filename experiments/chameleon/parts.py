@@ -176,20 +176,17 @@ def main() -> None:
     people = people[: arguments.people]
     asked = questions(people, arguments.questions, seed=arguments.seed)
     model = loaded(arguments)
-    folder = Path(arguments.work_dir) / "parts"
-    none = ask(model, asked, Arm(UNSTEERED, plain, [ZERO] * len(people)), folder, write=False)
-    whole = soundness(model, [ZERO], general(arguments), folder)
     content = {
         **provenance("experiments/chameleon/parts.py", model, arguments),
         "people": len(people),
         "questions": len(asked),
     }
-    cells = _cells(UNSTEERED, "", none, none, None, whole)
     chosen = [one for one in every if one.part in arguments.only]
-    if arguments.add:
-        new = {UNSTEERED, *arguments.only}
-        written = earlier(arguments.output / f"parts{ending(arguments)}.json", content)["cells"]
-        cells += [Cell(**cell) for cell in written if cell["part"] not in new]
+    kept = written_before(content, arguments) if arguments.add else []
+    folder = Path(arguments.work_dir) / "parts"
+    none = ask(model, asked, Arm(UNSTEERED, plain, [ZERO] * len(people)), folder, write=False)
+    whole = soundness(model, [ZERO], general(arguments), folder)
+    cells = _cells(UNSTEERED, "", none, none, None, whole) + kept
     if arguments.quick:
         chosen = [one for one in chosen if one.setting in ("1", "imitation", "mean-difference")]
     for variant in chosen:
@@ -210,9 +207,20 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=24)
     parser.add_argument("--questions", type=int, default=4, help="about each of them")
     arguments = parser.parse_args()
+    if arguments.authors is not None:
+        if arguments.only not in (list(parts), ["items"]):
+            parser.error("--only: authors are asked about items alone")
+        arguments.only = ["items"]
     if arguments.quick:
         arguments.people, arguments.questions = 4, 1
     return arguments
+
+
+def written_before(content: dict[str, Any], arguments: argparse.Namespace) -> list[Cell]:
+    """What an earlier run says of parts that this one does not vary."""
+    written = earlier(arguments.output / f"parts{ending(arguments)}.json", content)["cells"]
+    new = (UNSTEERED, *arguments.only)
+    return [Cell(**cell) for cell in written if cell["part"] not in new]
 
 
 def measured(
