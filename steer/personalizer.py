@@ -58,8 +58,8 @@ class Personalization:
         contrast: What a person's texts are held against (`steer.personal_pairs`). "imitation" has
             "style" built in, and makes what was disliked less likely; "distilled" needs a contrast
             of requests.
-        insights: Who writes those of the contrast "insights": the model, as far as its are of use,
-            or measures of the history (`steer.insights`).
+        insights: Who writes those of the contrast "insights": the model, where what it writes is of
+            use, or measures of the history (`steer.insights`).
         selection: Which items of a history are used (`steer.history`).
         items: How many.
         prompts: Number of prompts that are answered for pairs.
