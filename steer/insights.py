@@ -90,7 +90,6 @@ def write_insights(language_model: LanguageModel, items: Sequence[HistoryItem]) 
         language_model: The model, which must not be steered meanwhile.
         items: What it is shown of a person's history.
     """
-    measured = measured_insights(items)
     asked = [templates()["personal"].format(history=shown(items)), templates()["neutral"]]
     texts = [render(language_model.tokenizer, text) for text in asked]
     personal, neutral = (
@@ -98,13 +97,13 @@ def write_insights(language_model: LanguageModel, items: Sequence[HistoryItem]) 
     )
     neutral_by: Author = "model"
     if unusable(neutral, ()):
-        neutral, neutral_by = measured.neutral, measured.neutral_by
+        neutral, neutral_by = _NEUTRAL, "measures"
     refused = unusable(personal, items)
     if not refused and fit(language_model, items, personal, neutral) <= 0:
         refused = "it makes what the person wrote no likelier than the neutral one does"
     if refused:
-        return Insights(measured.personal, neutral, measured.personal_by, neutral_by, refused)
-    return Insights(personal, neutral, "model", neutral_by)
+        personal = measured_insight([item.text for item in items])
+    return Insights(personal, neutral, "measures" if refused else "model", neutral_by, refused)
 
 
 def measured_insights(items: Sequence[HistoryItem]) -> Insights:

@@ -488,10 +488,13 @@ def test_a_run_adds_to_what_is_written(tmp_path):
     path = tmp_path / "ablations.json"
     with pytest.raises(DataError, match="nothing to add to"):
         earlier(path, made_with)
-    written = {**made_with, "measures": {}, "rows": [vars(row)]}
+    measures = {"brevity": {"search": "words", "report": "sentences"}}
+    written = {**made_with, "measures": measures, "rows": [vars(row)]}
     ablations.write(tmp_path, written, [row])
     again = {**made_with, "command": "now"}
-    assert earlier(path, again) == written
+    found = earlier(path, again)
+    assert found == written
+    assert [ablations.Row(**one) for one in found["rows"]] == [row]
     with pytest.raises(DataError, match="made with seed 0, now it is 1"):
         earlier(path, {**again, "seed": 1})
     with pytest.raises(DataError, match="made with people None, now it is 3"):

@@ -182,13 +182,13 @@ def main() -> None:
         "questions": len(asked),
     }
     chosen = [one for one in every if one.part in arguments.only]
+    if arguments.quick:
+        chosen = [one for one in chosen if one.setting in ("1", "imitation", "mean-difference")]
     kept = written_before(content, arguments) if arguments.add else []
     folder = Path(arguments.work_dir) / "parts"
     none = ask(model, asked, Arm(UNSTEERED, plain, [ZERO] * len(people)), folder, write=False)
     whole = soundness(model, [ZERO], general(arguments), folder)
     cells = _cells(UNSTEERED, "", none, none, None, whole) + kept
-    if arguments.quick:
-        chosen = [one for one in chosen if one.setting in ("1", "imitation", "mean-difference")]
     for variant in chosen:
         profiles, rows, whole = measured(
             model, everybody, people, asked, variant, folder, arguments
