@@ -11,10 +11,16 @@ for the next token t after the part y of an answer, and the edit minimises KL(q 
 a mean over the tokens of the pairs' positive answers. The teacher needs three forward passes a
 token; the edit needs one, and no instruction. Instructions differ in how much they change, so alpha
 is not given but found: where KL(q || p(. | x, y)) is as large as asked for.
+
+A sharpened contrast exaggerates accidents too. Where the model is unsure, as at an answer's first
+token, "be warm" raises pictographs a little and its exaggeration a lot, and a small model that has
+begun with them goes on with nothing else. So a trait may be distilled without them: the contrast of
+their tokens is then at most zero.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +57,8 @@ class Distillation:
         tokens: Answers are read up to here: a trait shows early.
         rows: Answers of a batch.
         learning_rate: Of Adam at the start, falling to zero, in units of the residual stream.
+        pictographs: Whether the teacher may make pictographs (emoji) likelier. If not, nor does it
+            make likelier any token that is a part of a character, as which many are spelt.
         seed: Of the order of the batches.
     """
 
@@ -59,6 +67,7 @@ class Distillation:
     tokens: int = 64
     rows: int = 8
     learning_rate: float = 0.05
+    pictographs: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -161,6 +170,7 @@ def _lessons(
     positive = [asked(pair.positive.request) for pair in pairs.pairs]
     negative = [asked(pair.negative.request) for pair in pairs.pairs]
     order = sorted(range(len(answers)), key=lambda i: len(plain[i]) + len(answers[i]))
+    quiet = [] if settings.pictographs else pictograph_tokens(language_model)
 
     def padded(requests: Sequence[list[int]], rows: Sequence[int]) -> Batch:
         sequences: Sequences = [(requests[i], answers[i]) for i in rows]
@@ -176,7 +186,9 @@ def _lessons(
                 response_logits(language_model, batch).log_softmax(-1)
                 for batch in (asked_plainly, *instructed)
             )
-        return asked_plainly, base, more - less
+        contrast = more - less
+        contrast[..., quiet] = contrast[..., quiet].clamp(max=0)
+        return asked_plainly, base, contrast
 
     # Answers of every length.
     spread = order[:: -(-len(order) // settings.rows)]
@@ -187,6 +199,22 @@ def _lessons(
         teacher = (base + alpha * contrast).log_softmax(-1)
         log_q, tokens = teacher.topk(min(_KEPT, teacher.shape[-1]), dim=-1)
         yield _Lesson(batch, tokens, log_q)
+
+
+def pictograph_tokens(language_model: LanguageModel) -> list[int]:
+    """The tokens that hold a pictograph, or a part of a character.
+
+    Args:
+        language_model: The model.
+    """
+    tokenizer = language_model.tokenizer
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    # A part of a character is decoded to U+FFFD, which is a "symbol, other" as pictographs are.
+    return [
+        token
+        for token, text in enumerate(texts)
+        if any(unicodedata.category(character) == "So" for character in text)
+    ]
 
 
 def _sharpness(

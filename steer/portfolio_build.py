@@ -110,7 +110,9 @@ def space_of(
                 candidate_layers(subspace, "middle")["middle"],
                 method,
                 folder,
-                distillation=Distillation(seed=recipe.seed),
+                distillation=Distillation(
+                    pictographs=built.sources[name].trait.pictographs, seed=recipe.seed
+                ),
                 progress=progress,
             )
             acting = behind(built.gate, edit)

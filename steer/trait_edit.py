@@ -179,7 +179,7 @@ def build_trait(
                 layers,
                 method,
                 folder,
-                distillation=Distillation(seed=recipe.seed),
+                distillation=Distillation(pictographs=trait.pictographs, seed=recipe.seed),
                 progress=progress,
             )
             acting = behind(context.gate, edit)

@@ -47,12 +47,16 @@ class Trait:
         positive: The pole that a positive weight asks for.
         negative: The opposite pole.
         description: One sentence for people.
+        pictographs: Whether its edit may make pictographs (emoji) likelier, where it is distilled.
+            A small model that is asked for warmth begins with them more and more, and then writes
+            nothing else.
     """
 
     name: str
     positive: Pole
     negative: Pole
     description: str = field(default="")
+    pictographs: bool = field(default=True)
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class Trait:
         positive: str | Sequence[str] | Pole,
         negative: str | Sequence[str] | Pole,
         description: str = "",
+        pictographs: bool = True,
     ) -> None:
         """Validate and store a trait.
 
@@ -68,6 +73,7 @@ class Trait:
             positive: Instruction, instructions, or `Pole` of the positive end.
             negative: The same for the negative end.
             description: One sentence for people.
+            pictographs: Whether its edit may make pictographs likelier.
 
         Raises:
             TraitError: If a field is malformed; the message names the field.
@@ -80,6 +86,10 @@ class Trait:
             raise TraitError(
                 f"trait {name!r}, field 'description': expected text, got {description!r}"
             )
+        if not isinstance(pictographs, bool):
+            raise TraitError(
+                f"trait {name!r}, field 'pictographs': expected true or false, got {pictographs!r}"
+            )
         ends = {"positive": _pole(name, "positive", positive)}
         ends["negative"] = _pole(name, "negative", negative)
         if set(ends["positive"].instructions) & set(ends["negative"].instructions):
@@ -91,6 +101,7 @@ class Trait:
         object.__setattr__(self, "positive", ends["positive"])
         object.__setattr__(self, "negative", ends["negative"])
         object.__setattr__(self, "description", description)
+        object.__setattr__(self, "pictographs", pictographs)
 
 
 def _pole(name: str, key: str, value: object) -> Pole:
@@ -133,7 +144,7 @@ def read_trait(path: str | Path) -> Trait:
         raise TraitError(f"{path}: not a readable YAML file: {error}") from error
     if not isinstance(content, dict):
         raise TraitError(f"{path}: expected fields name, description, positive, negative")
-    fields = {"name", "description", "positive", "negative"}
+    fields = {"name", "description", "positive", "negative", "pictographs"}
     if unknown := set(content) - fields:
         raise TraitError(f"{path}: unknown field {sorted(map(str, unknown))[0]!r}")
     for key in ("name", "positive", "negative"):
@@ -145,6 +156,7 @@ def read_trait(path: str | Path) -> Trait:
             content["positive"],
             content["negative"],
             content.get("description", ""),
+            content.get("pictographs", True),
         )
     except TraitError as error:
         raise TraitError(f"{path}: {error}") from error

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,11 @@ def test_header_holds_what_is_needed_to_repeat_it(tmp_path: Path) -> None:
     assert header["sampling"]["temperature"] == 1.0
     assert header["prompts"] == [PROMPTS[0].id, PROMPTS[1].id]
     assert header["trait"]["positive"]["instructions"] == ["Be calm.", "Stay quiet."]
+    # What becomes of an edit changes no answer.
+    found = path.read_bytes()
+    same = replace(TRAIT, pictographs=False)
+    generate_pairs(model, same, PROMPTS[:2], path, seed=7, sampling=SAMPLING)
+    assert path.read_bytes() == found
     assert {"torch", "transformers", "steer"} <= header["versions"].keys()
 
 

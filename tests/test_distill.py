@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from steer.chat import render
 from steer.contrast import Answer, Pair, PairSet, instructed
-from steer.distill import Distillation, distill
+from steer.distill import Distillation, distill, pictograph_tokens
 from steer.edits import ZERO, Edit, additive
 from steer.errors import CalibrationError, InputError
 from steer.generation import prompt_tokens
 from steer.hooks import attach
 from steer.models import LanguageModel
-from tests.models import WIDTH, tiny
+from tests.models import VOCABULARY, WIDTH, tiny
 
 PROMPTS = ["Why?", "How do I sew?", "Is it far?", "Tell me of the sea."]
 # One batch, in which every token counts the same.
@@ -44,13 +48,34 @@ def log_probs(
     return logits.double().log_softmax(-1).numpy()
 
 
-@pytest.fixture(scope="module")
-def taught() -> tuple[LanguageModel, list[np.ndarray]]:
-    """A model, and its teacher's distributions (R, vocabulary) of each positive answer.
-
-    The exaggeration is searched on a fine grid, over the whole vocabulary and one token at a time.
-    """
+def with_pictographs() -> tuple[LanguageModel, list[int]]:
+    """A model of which every capital is a pictograph, and half the digits part of a character."""
     model = tiny()
+    written = json.loads(model.tokenizer.backend_tokenizer.to_str())
+    vocabulary = written["model"]["vocab"]
+    capitals, digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "02468"
+    quiet = [vocabulary.pop(character) for character in capitals + digits]
+    shown = [chr(0x1F600 + i) for i in range(len(capitals))] + ["\ufffd" + d for d in digits]
+    vocabulary.update(zip(shown, quiet, strict=True))
+    model.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))
+    return model, quiet
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A model, what is asked of its teacher, and what that says of each positive answer."""
+
+    model: LanguageModel
+    settings: Distillation
+    teachers: list[np.ndarray]  # (R, vocabulary) each
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["all tokens", "no pictographs"])
+def taught(request: pytest.FixtureRequest) -> Taught:
+    """The exaggeration is searched on a fine grid, over the whole vocabulary, token by token."""
+    model, quiet = (tiny(), []) if request.param else with_pictographs()
+    ceiling = np.full(VOCABULARY, np.inf)
+    ceiling[quiet] = 0
     said = [
         [
             log_probs(model, request, pair.positive.tokens, ZERO)
@@ -61,7 +86,7 @@ def taught() -> tuple[LanguageModel, list[np.ndarray]]:
     for alpha in np.arange(0.05, 20, 0.02):
         teachers = []
         for base, more, less in said:
-            q = np.exp(base + alpha * (more - less))
+            q = np.exp(base + alpha * np.minimum(more - less, ceiling))
             teachers.append(q / q.sum(1, keepdims=True))
         each = [
             q[t] @ (np.log(q[t]) - base[t])
@@ -69,7 +94,7 @@ def taught() -> tuple[LanguageModel, list[np.ndarray]]:
             for t in range(len(q))
         ]
         if np.mean(each) >= SETTINGS.divergence:
-            return model, teachers
+            return Taught(model, replace(SETTINGS, pictographs=request.param), teachers)
     raise AssertionError("the instructions make no difference")
 
 
@@ -82,12 +107,9 @@ def mean_kl(model: LanguageModel, teachers: list[np.ndarray], edit: Edit) -> flo
     return float(np.mean(each))
 
 
-Taught = tuple[LanguageModel, list[np.ndarray]]
-
-
 def test_it_is_where_the_divergence_from_the_teacher_is_least(taught: Taught) -> None:
-    model, teachers = taught
-    edit = distill(model, pairs(model), PROMPTS, [1, 2], SETTINGS)
+    model, teachers = taught.model, taught.teachers
+    edit = distill(model, pairs(model), PROMPTS, [1, 2], taught.settings)
     assert sorted(edit.layers) == [1, 2] and edit.rank == 0
     rng = np.random.default_rng(0)
     steps = [additive({k: 0.05 * rng.normal(size=WIDTH) for k in (1, 2)}) for _ in range(6)]
@@ -101,6 +123,12 @@ def test_it_is_where_the_divergence_from_the_teacher_is_least(taught: Taught) ->
     assert plain == pytest.approx(SETTINGS.divergence, rel=0.03)
     assert mean_kl(model, teachers, edit) < 0.95 * plain
     assert slopes(edit).mean() < 0.1 * slopes(ZERO).mean()
+
+
+def test_pictographs_are_found_and_what_parts_of_characters_are() -> None:
+    model, quiet = with_pictographs()
+    assert pictograph_tokens(model) == sorted(quiet)
+    assert pictograph_tokens(tiny()) == []
 
 
 def test_the_same_seed_gives_the_same_edit_and_the_model_stays_as_it_was() -> None:

@@ -54,6 +54,7 @@ def test_a_built_in_trait_is_what_its_file_says(path):
     trait, content = read_trait(path), yaml.safe_load(path.read_text())
     assert trait.name == content["name"] == path.stem
     assert trait.description == content["description"] != ""
+    assert trait.pictographs is content.get("pictographs", True)
     for pole, given in [
         (trait.positive, content["positive"]),
         (trait.negative, content["negative"]),
@@ -81,7 +82,10 @@ def test_a_file_may_be_brief(tmp_path):
     content = {"name": "calm", "positive": "Answer calmly.", "negative": ["Panic.", "Shout."]}
     trait = read_trait(str(write(tmp_path, content)))
     assert trait == Trait("calm", "Answer calmly.", ["Panic.", "Shout."])
-    assert trait.description == ""
+    assert trait.description == "" and trait.pictographs
+    plain = read_trait(str(write(tmp_path, {**content, "pictographs": False})))
+    assert plain == Trait("calm", "Answer calmly.", ["Panic.", "Shout."], pictographs=False)
+    assert plain != trait and not plain.pictographs
 
 
 def test_a_trait_in_code():
@@ -143,6 +147,9 @@ def test_a_folder_of_traits(tmp_path):
         ("positive.instruction", ["Typo."], "instruction"),
         ("postive", "Typo.", "postive"),
         ("7", "Not a name.", "7"),
+        ("pictographs", "no", "pictographs"),
+        ("pictographs", None, "pictographs"),
+        ("pictographs", 0, "pictographs"),
     ],
 )
 def test_the_file_and_the_field_are_named(tmp_path, path, value, field):

@@ -200,7 +200,9 @@ class Workshop:
             self.layers(MIDDLE),
             "distilled",
             self.work_dir,
-            distillation=Distillation(divergence=teacher, seed=self.seed),
+            distillation=Distillation(
+                divergence=teacher, pictographs=source.trait.pictographs, seed=self.seed
+            ),
             progress=True,
         )
 
