@@ -28,9 +28,20 @@ WISHED = {
         "I want your answers to be {}.",
         "It should be {}.",
         "{}, please.",
+        "Try to be {}.",
+        "I wish you were more {}.",
         "{}",
     ),
-    "nouns": ("I want {}.", "Give me {}.", "I'd like {}.", "{}, please.", "I prefer {}.", "{}"),
+    "nouns": (
+        "I want {}.",
+        "Give me {}.",
+        "I'd like {}.",
+        "{}, please.",
+        "I prefer {}.",
+        "I'm all for {}.",
+        "More {}, please.",
+        "{}",
+    ),
     "verbs": ("Please {}.", "{}", "I want you to {}.", "You should {}."),
 }
 REFUSED = {
@@ -42,6 +53,9 @@ REFUSED = {
         "It must not be {}.",
         "not {}",
         "I can't stand {} answers.",
+        "Your answers are too {}.",
+        "I'm tired of {} answers.",
+        "Anything but {}.",
     ),
     "nouns": (
         "No {}.",
@@ -49,9 +63,19 @@ REFUSED = {
         "Without {}.",
         "I hate {}.",
         "Stop giving me {}.",
+        "Spare me {}.",
+        "Avoid {}.",
+        "I've had enough of {}.",
+        "Less {}, please.",
         "not {}",
     ),
-    "verbs": ("Don't {}.", "Please don't {}.", "Never {}."),
+    "verbs": (
+        "Don't {}.",
+        "Please don't {}.",
+        "Never {}.",
+        "I don't want you to {}.",
+        "Stop it when you {}.",
+    ),
 }
 NOT_NEEDED = {
     "adjectives": (

@@ -38,7 +38,9 @@ NOTHING = "nothing"
 FILE = "wishes.safetensors"
 
 _NEGATED = re.compile(
-    r"\b(?:no|not|never|nothing|neither|nor|without|stop|hate|stand|cannot)\b|n't\b", re.IGNORECASE
+    r"\b(?:no|not|never|nothing|neither|nor|without|stop|hate|stand|cannot|avoid|spare|enough"
+    r"|(?:tired|sick|instead) of|rather than|fed up|too|less|anything but)\b|n't\b",
+    re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[.!?;:])\s+")
 _CLAUSE = re.compile(

@@ -27,6 +27,9 @@ from fit_wishes import examples
         ("I want simple words and lots of examples.", {"simplicity", "detail-by-example"}),
         ("No long answers!", {"brevity"}),
         ("Warn me about the dangers.", {"safety"}),
+        ("Your answers are too long.", {"brevity"}),
+        ("Anything but jargon.", {"simplicity"}),
+        ("I'm tired of gloomy answers.", {"positivity"}),
         ("I don't need jokes. Just be warm.", {"warmth"}),
     ],
 )
