@@ -6,6 +6,8 @@ tokens of `tiny_tokenizer()`: every printable ASCII character except the backquo
 
 from __future__ import annotations
 
+import json
+
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
@@ -122,3 +124,16 @@ def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
 def tiny(family: str = "llama", *, seed: int = 0, **changes: object) -> LanguageModel:
     """A tiny model with its tokenizer, ready to be steered; a new one on every call."""
     return wrap_model(tiny_model(family, seed=seed, **changes), tiny_tokenizer(), name=family)
+
+
+def with_pictographs() -> tuple[LanguageModel, list[int]]:
+    """A model of which every capital is a pictograph, and half the digits part of a character."""
+    model = tiny()
+    written = json.loads(model.tokenizer.backend_tokenizer.to_str())
+    vocabulary = written["model"]["vocab"]
+    capitals, digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "02468"
+    quiet = [vocabulary.pop(character) for character in capitals + digits]
+    shown = [chr(0x1F600 + i) for i in range(len(capitals))] + ["\ufffd" + d for d in digits]
+    vocabulary.update(zip(shown, quiet, strict=True))
+    model.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))
+    return model, quiet

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 from steer.chat import render
 from steer.contrast import Answer, Pair, PairSet, instructed
@@ -18,7 +16,7 @@ from steer.errors import CalibrationError, InputError
 from steer.generation import prompt_tokens
 from steer.hooks import attach
 from steer.models import LanguageModel
-from tests.models import VOCABULARY, WIDTH, tiny
+from tests.models import VOCABULARY, WIDTH, tiny, with_pictographs
 
 PROMPTS = ["Why?", "How do I sew?", "Is it far?", "Tell me of the sea."]
 # One batch, in which every token counts the same.
@@ -46,19 +44,6 @@ def log_probs(
     with torch.no_grad(), attach(model).steer(edit, prompt_length=len(prompt)):
         logits = model.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
     return logits.double().log_softmax(-1).numpy()
-
-
-def with_pictographs() -> tuple[LanguageModel, list[int]]:
-    """A model of which every capital is a pictograph, and half the digits part of a character."""
-    model = tiny()
-    written = json.loads(model.tokenizer.backend_tokenizer.to_str())
-    vocabulary = written["model"]["vocab"]
-    capitals, digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "02468"
-    quiet = [vocabulary.pop(character) for character in capitals + digits]
-    shown = [chr(0x1F600 + i) for i in range(len(capitals))] + ["\ufffd" + d for d in digits]
-    vocabulary.update(zip(shown, quiet, strict=True))
-    model.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))
-    return model, quiet
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from steer import evaluation, pipeline, trait_edit
 from steer.activations import read_activations
 from steer.bundle import Bundle
 from steer.contrast import SAMPLING, Answer, Pair, PairSet
+from steer.distill import Distillation, distill
 from steer.dose import DoseSearch, DoseTrial
 from steer.edits import Edit, compose
 from steer.errors import CalibrationError, DataError, FingerprintError, InputError
@@ -27,8 +28,9 @@ from steer.rewards import readability_reward
 from steer.search import Effort
 from steer.trait_edit import _mean_log_ratio, _read
 from steer.traits import Pole, Trait, load_traits
+from steer.undosed import plain_prompts
 from steer.versions import versions
-from tests.models import tiny
+from tests.models import tiny, with_pictographs
 
 QUICK = Recipe(
     prompts=10, develop_prompts=8, confirm_prompts=0, decoding=Decoding(max_new_tokens=6)
@@ -242,6 +244,39 @@ def test_the_method_and_the_layers_with_the_largest_gain_are_kept(
     refused = {1, 2, 3, 4}
     with pytest.raises(CalibrationError, match="no dose"):
         build(tiny("llama"), ["warmth"], recipe=recipe, work_dir=tmp_path)
+
+
+def test_a_trait_is_distilled_with_pictographs_or_without(
+    sampled: list[Any], tmp_path: Path
+) -> None:
+    """At the layers of its own, and at those that a portfolio is searched with."""
+    model, _ = with_pictographs()
+    recipe = replace(QUICK, layers="ccs-jump")
+    traits = [replace(load_traits()["brevity"], pictographs=wanted) for wanted in (True, False)]
+    found = [
+        pipeline.search_space(model, [trait], recipe=recipe, work_dir=tmp_path).families
+        for trait in traits
+    ]
+    pair_set = made_pairs("brevity", load_prompts("extract")[: recipe.prompts])
+    for family in ("own layers", "middle layers"):
+        edits = [families[family][0] for families in found]
+        layers = sorted(edits[0].layers)
+        expected = [
+            distill(
+                model,
+                pair_set,
+                plain_prompts(pair_set),
+                layers,
+                Distillation(pictographs=trait.pictographs),
+            )
+            for trait in traits
+        ]
+        for edit, one in zip(edits, expected, strict=True):
+            for layer in layers:
+                got, wanted = edit.layers[layer].e, one.layers[layer].e
+                scale = np.linalg.norm(got) / np.linalg.norm(wanted)
+                np.testing.assert_allclose(got, scale * wanted, rtol=1e-4, atol=1e-6)
+        assert not np.allclose(expected[0].layers[layers[0]].e, expected[1].layers[layers[0]].e)
 
 
 def test_a_portfolio_is_of_traits_that_are_built() -> None:
