@@ -256,12 +256,9 @@ def _header(
     seed: int,
     sampling: Decoding,
 ) -> dict[str, Any]:
-    asked = asdict(trait)
-    # Of the edit, not of the pairs.
-    del asked["pictographs"]
     return {
         "format": FORMAT,
-        "trait": asked,
+        "trait": trait.asked,
         "model": language_model.name,
         "fingerprint": language_model.fingerprint.to_dict(),
         "prompts": [prompt.id for prompt in prompts],

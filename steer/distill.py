@@ -20,7 +20,6 @@ their tokens is then at most zero.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from steer.edits import Edit, additive
 from steer.errors import CalibrationError, InputError
 from steer.generation import prompt_tokens
 from steer.likelihood import token_divergence
+from steer.measures import is_pictograph
 from steer.models import LanguageModel
 
 # Tokens of the teacher's distribution that are kept: nearly all of its mass.
@@ -209,12 +209,8 @@ def pictograph_tokens(language_model: LanguageModel) -> list[int]:
     """
     tokenizer = language_model.tokenizer
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    # A part of a character is decoded to U+FFFD, which is a "symbol, other" as pictographs are.
-    return [
-        token
-        for token, text in enumerate(texts)
-        if any(unicodedata.category(character) == "So" for character in text)
-    ]
+    # A part of a character is decoded to U+FFFD, which counts as one.
+    return [token for token, text in enumerate(texts) if any(map(is_pictograph, text))]
 
 
 def _sharpness(

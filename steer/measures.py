@@ -177,11 +177,15 @@ def is_broken(text: str) -> bool:
         return True
     if any(len(word) > 30 for word in found):
         return True
-    pictographs = sum(unicodedata.category(c) == "So" for c in stripped)
-    if pictographs > max(_FEW_PICTOGRAPHS, 0.5 * len(found)):
+    if sum(map(is_pictograph, stripped)) > max(_FEW_PICTOGRAPHS, 0.5 * len(found)):
         return True
     plain = sum(c.isalpha() or c.isspace() for c in stripped)
     return plain < 0.5 * len(stripped)
+
+
+def is_pictograph(character: str) -> bool:
+    """Whether a character is a pictograph: a "symbol, other" of Unicode, as U+FFFD is too."""
+    return unicodedata.category(character) == "So"
 
 
 def is_coherent(text: str) -> bool:

@@ -296,7 +296,7 @@ def _dose(
     """Search the dose, going on from what an earlier run tried with exactly this edit."""
     # Everything that a dose's answers hang on, but not which doses are asked for.
     settings = [asdict(recipe.decoding), recipe.scope, recipe.develop_prompts]
-    what = [asdict(trait), edit.digest, settings, language_model.fingerprint.to_dict()]
+    what = [trait.asked, edit.digest, settings, language_model.fingerprint.to_dict()]
     path = folder / "doses" / f"{trait.name}-{content_key(what)}.json"
     tried = _read_trials(path) if path.exists() else {}
     measure = TRAIT_MEASURES.get(trait.name)
@@ -338,7 +338,7 @@ def _mean_log_ratio(
     folder: Path,
 ) -> float:
     """The model's opinion of answers, kept: it takes a minute, also of the unsteered model's."""
-    what = [asdict(trait), list(prompts), list(answers), _JUDGED]
+    what = [trait.asked, list(prompts), list(answers), _JUDGED]
     what.append(language_model.fingerprint.to_dict())
     path = folder / "log-ratios" / f"{trait.name}-{content_key(what)}.json"
     if path.exists():

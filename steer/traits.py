@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -102,6 +103,11 @@ class Trait:
         object.__setattr__(self, "negative", ends["negative"])
         object.__setattr__(self, "description", description)
         object.__setattr__(self, "pictographs", pictographs)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All but what becomes of its edit: what answers to its instructions hang on, as JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "pictographs"}
 
 
 def _pole(name: str, key: str, value: object) -> Pole:

@@ -90,6 +90,8 @@ def test_opinions_are_formed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert _mean_log_ratio(language_model, calm, prompts, answers, tmp_path) == expected
     monkeypatch.setattr(trait_edit, "log_ratio", refuse)
     assert _mean_log_ratio(language_model, calm, prompts, answers, tmp_path) == expected
+    same = replace(calm, pictographs=False)
+    assert _mean_log_ratio(language_model, same, prompts, answers, tmp_path) == expected
     for trait, asked, said in (
         (loud, prompts, answers),
         (calm, prompts[::-1], answers),
