@@ -166,6 +166,18 @@ class Interference:
         return linear, quadratic
 
 
+def composed_doses(
+    shares: Mapping[str, float], interference: Interference | None
+) -> dict[str, float]:
+    """By how much of its dose each trait's edit enters a composition.
+
+    Args:
+        shares: Numbers >= 0 by trait, not all of them zero.
+        interference: What traits do to each other, which is counteracted; None if it is not known.
+    """
+    return doses(shares) if interference is None else interference.doses(shares)
+
+
 def to_json(interference: Interference | None) -> dict[str, Any] | None:
     """As JSON values."""
     if interference is None:

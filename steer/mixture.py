@@ -8,8 +8,9 @@ from steer.bundle import Bundle
 from steer.edits import Edit
 from steer.edits import compose as mix
 from steer.errors import InputError
+from steer.interference import composed_doses
 from steer.profile import Profile
-from steer.weights import check_strength, doses, normalise_weights
+from steer.weights import check_strength, normalise_weights
 
 
 def mixture(
@@ -37,8 +38,7 @@ def mixture(
     if served is not None:
         return strength * served
     edits = [bundle.traits[name].edit for name in shares]
-    interference = bundle.interference
-    parts = doses(shares) if interference is None else interference.doses(shares)
+    parts = composed_doses(shares, bundle.interference)
     return mix(edits, [strength * parts[name] for name in shares])
 
 

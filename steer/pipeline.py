@@ -82,12 +82,19 @@ def build(
     folder = _work_dir(language_model, recipe, work_dir)
     workers = Alone(language_model) if workers is None else workers
     built = _build_traits(language_model, chosen, recipe, folder, workers, progress, on_subspace)
+    interference = make_interference(language_model, recipe, folder, built, workers, progress)
     made = None
     if portfolio is not None:
         made = make_portfolio(
-            language_model, portfolio, recipe, folder, built, workers=workers, progress=progress
+            language_model,
+            portfolio,
+            recipe,
+            folder,
+            built,
+            interference=interference,
+            workers=workers,
+            progress=progress,
         )
-    interference = make_interference(language_model, recipe, folder, built, workers, progress)
     return Bundle(
         model=language_model.name,
         fingerprint=language_model.fingerprint,
@@ -157,20 +164,14 @@ def build_portfolio(
     language_model, folder, workers, sources = _begin_again(
         bundle, portfolio.traits, recipe, model, traits, work_dir, workers, progress
     )
-    subspaces: dict[str, Subspace] = {}
-    if recipe.layers != "middle":
-        fits = [
-            partial(fit, pair_set=one.pairs, recipe=recipe, folder=folder)
-            for one in sources.values()
-        ]
-        subspaces = dict(zip(sources, workers.each(fits), strict=True))
-    built = Built(bundle.traits, sources, subspaces, bundle.gate)
+    built = _built_again(bundle, sources, recipe, folder, workers)
     made = make_portfolio(
         language_model,
         portfolio,
         recipe,
         folder,
         built,
+        interference=bundle.interference,
         searched=before,
         workers=workers,
         progress=progress,
@@ -275,6 +276,20 @@ def _begin_again(
     return language_model, folder, workers, sources
 
 
+def _built_again(
+    bundle: Bundle, sources: Mapping[str, Source], recipe: Recipe, folder: Path, workers: Workers
+) -> Built:
+    """A bundle's traits, as a portfolio of them is searched with."""
+    subspaces: dict[str, Subspace] = {}
+    if recipe.layers != "middle":
+        fits = [
+            partial(fit, pair_set=one.pairs, recipe=recipe, folder=folder)
+            for one in sources.values()
+        ]
+        subspaces = dict(zip(sources, workers.each(fits), strict=True))
+    return Built(bundle.traits, sources, subspaces, bundle.gate)
+
+
 def _trait_of(bundle: Bundle, name: str, known: Mapping[str, Trait]) -> Trait:
     """The definition of a trait of a bundle."""
     if name not in bundle.traits:
@@ -307,32 +322,37 @@ def _check_same_model(bundle: Bundle, language_model: LanguageModel) -> None:
 
 
 def search_space(
-    language_model: LanguageModel,
-    traits: Sequence[Trait | str],
+    bundle: Bundle,
+    names: Sequence[str],
+    model: str | Path | LanguageModel | None = None,
+    traits: Sequence[Trait | str] | None = None,
     *,
-    recipe: Recipe | None = None,
     work_dir: str | Path | None = None,
     progress: bool = False,
 ) -> SearchSpace:
-    """What `build` searches for a portfolio with, for searches of one's own.
+    """What `build_portfolio` searches with, for searches of one's own.
 
     Args:
-        language_model: The model.
-        traits: Whose edits are mixed.
-        recipe: How they are built.
-        work_dir: Of a build; what it already holds is not made again.
+        bundle: From `build`.
+        names: Whose edits are mixed.
+        model: As `build_portfolio`'s.
+        traits: As `build_portfolio`'s.
+        work_dir: As `build`'s; what it already holds is not made again.
         progress: Show progress bars when on a terminal.
 
     Raises:
-        InputError: As `build`.
+        ModelError: If the model cannot be loaded.
+        FingerprintError: If the bundle was built on another model.
+        InputError: As `build_portfolio`.
         DataError: As `build`.
-        CalibrationError: As `build`.
+        CalibrationError: If an edit at the middle layers does not reach the trait's dose.
     """
-    recipe = recipe or Recipe()
-    folder = _work_dir(language_model, recipe, work_dir)
-    alone = Alone(language_model)
-    built = _build_traits(language_model, _traits(traits), recipe, folder, alone, progress, None)
-    return space_of(language_model, tuple(built.entries), recipe, folder, built, progress=progress)
+    recipe = _recipe_of(bundle)
+    language_model, folder, workers, sources = _begin_again(
+        bundle, names, recipe, model, traits, work_dir, None, progress
+    )
+    built = _built_again(bundle, sources, recipe, folder, workers)
+    return space_of(language_model, names, recipe, folder, built, progress=progress)
 
 
 def _build_traits(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 from steer.contrast import PairSet
@@ -14,8 +15,9 @@ from steer.edits import Edit
 from steer.errors import InputError
 from steer.gate import Gate, behind
 from steer.hooks import Scope
+from steer.interference import Interference, composed_doses
 from steer.models import LanguageModel
-from steer.portfolio import OWN, Portfolio
+from steer.portfolio import OWN, Candidate, Portfolio
 from steer.precompute import PortfolioRecipe, precompute
 from steer.prompts import load_prompts
 from steer.recipe import Recipe
@@ -130,6 +132,7 @@ def make_portfolio(
     folder: Path,
     built: Built,
     *,
+    interference: Interference | None = None,
     searched: Portfolio | None = None,
     workers: Workers | None = None,
     progress: bool = False,
@@ -142,6 +145,7 @@ def make_portfolio(
         recipe: How the edits were built.
         folder: Work folder of a build, where every evaluation is kept.
         built: The edits.
+        interference: By which compositions are dosed, if it was measured.
         searched: A portfolio of the same edits, whose search is confirmed anew; None to search.
         workers: Who answers; None for this process.
         progress: Show progress bars when on a terminal.
@@ -181,6 +185,7 @@ def make_portfolio(
         [prompt.text for prompt in load_prompts("develop")],
         wanted,
         path=folder / "portfolios" / f"{content_key([asked, mixed])}.jsonl",
+        compositions=_compositions(wanted.traits, interference),
         searched=() if searched is None else searched.searched,
         scope=space.scope,
         gate=space.gate,
@@ -188,3 +193,14 @@ def make_portfolio(
         workers=workers,
         progress=progress,
     )
+
+
+def _compositions(traits: Sequence[str], interference: Interference | None) -> list[Candidate]:
+    """What serves two or three traits at equal weights where there is no portfolio."""
+    found = []
+    for number in (2, 3):
+        for chosen in combinations(traits, number):
+            parts = composed_doses(dict.fromkeys(chosen, 1.0), interference)
+            rounded = (round(parts.get(name, 0.0), 3) for name in traits)
+            found.append(Candidate(OWN, tuple(rounded)))
+    return found

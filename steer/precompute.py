@@ -103,6 +103,7 @@ def precompute(
     recipe: PortfolioRecipe,
     *,
     path: Path,
+    compositions: Sequence[Candidate] = (),
     searched: Sequence[Trial] = (),
     scope: Scope = "response",
     gate: Gate | None = None,
@@ -120,6 +121,8 @@ def precompute(
         recipe: How it is made.
         path: Where every evaluation is kept, so that a later call goes on; those that confirm are
             in a file beside it.
+        compositions: What would serve some mixtures without a portfolio. They stand beside what
+            the search finds, so that no such mixture is served by less.
         searched: What an earlier search of these edits found, which is not searched for again but
             confirmed anew; none to search.
         scope: Where edits act.
@@ -175,7 +178,10 @@ def precompute(
             recipe.confirm_decoding,
             _confirm_path(path, recipe),
         )
-        evaluations = _confirmed(deciding, _shortlist(trials, recipe))
+        evaluations = _confirmed(deciding, _beside(_shortlist(trials, recipe), compositions))
+    else:
+        found = [one.candidate for one in evaluations]
+        evaluations = deciding.evaluate(_beside(found, compositions))
     data = measured(evaluations, recipe.objective)
     kept = _prune(data, recipe)
     served = [evaluations[i] for i in (0, *kept)]
@@ -232,6 +238,11 @@ def _shortlist(trials: Sequence[Trial], recipe: PortfolioRecipe) -> list[Candida
     )
     best = {candidates[index] for index in prune_to_size(data, recipe.shortlist)}
     return [one for one in candidates if one.is_unsteered() or one.is_one_trait() or one in best]
+
+
+def _beside(found: Sequence[Candidate], others: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates, each once."""
+    return list(dict.fromkeys([*found, *others]))
 
 
 def _confirmed(evaluator: Evaluator, candidates: Sequence[Candidate]) -> list[Evaluation]:

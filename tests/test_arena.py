@@ -423,6 +423,21 @@ def test_all_mixtures():
     assert (("a", 1.0), ("c", 2.0)) in found and (("a", 1.0), ("b", 1.0), ("d", 2.0)) in found
 
 
+def test_lots_of_prompts(llama, tmp_path, monkeypatch):
+    edit = additive({1: np.ones(WIDTH, np.float32)})
+    settings = [UNSTEERED, Setting("calm", "composed", "1", Edited(edit, "response"))]
+    at_once = mixtures.answered(llama, settings, PROMPTS, GREEDY, tmp_path / "at once")
+    monkeypatch.setattr(mixtures, "LOT", 2)
+    first = mixtures.answered(llama, settings, PROMPTS[:2], GREEDY, tmp_path)
+    before = (tmp_path / "0.jsonl").read_bytes()
+    found = mixtures.answered(llama, settings, PROMPTS, GREEDY, tmp_path)
+    assert (tmp_path / "0.jsonl").read_bytes() == before  # the first lot is not answered again
+    for one, whole, part in zip(found, at_once, first, strict=True):
+        assert one.texts == whole.texts and one.texts[:2] == part.texts
+        assert (one.tokens, one.extra_tokens) == (whole.tokens, whole.extra_tokens)
+        np.testing.assert_allclose(one.log_likelihood, whole.log_likelihood, rtol=1e-5)
+
+
 def cell(mode, weights, trait, gain, apart=False):
     traits = [part.split()[0] for part in weights.split(", ")]
     return mixtures.Cell(

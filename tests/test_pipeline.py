@@ -255,9 +255,10 @@ def test_a_trait_is_distilled_with_pictographs_or_without(
     model, _ = with_pictographs()
     recipe = replace(QUICK, layers="ccs-jump")
     traits = [replace(load_traits()["brevity"], pictographs=wanted) for wanted in (True, False)]
+    bundles = [build(model, [trait], recipe=recipe, work_dir=tmp_path) for trait in traits]
     found = [
-        pipeline.search_space(model, [trait], recipe=recipe, work_dir=tmp_path).families
-        for trait in traits
+        pipeline.search_space(one, ["brevity"], model, [trait], work_dir=tmp_path).families
+        for one, trait in zip(bundles, traits, strict=True)
     ]
     pair_set = made_pairs("brevity", load_prompts("extract")[: recipe.prompts])
     for family in ("own layers", "middle layers"):
@@ -314,6 +315,9 @@ def test_a_portfolio_on_its_own_is_that_of_a_build(
     expected = a_bundle(tmp_path / "whole", WANTED, **changes)
     before = a_bundle(tmp_path / "before", None, **changes)
     assert before.portfolio is None and before.interference is not None
+    composed = before.interference.doses(dict.fromkeys(WANTED.traits, 0.5))
+    near = [np.array(one.coefficients) for one in expected.portfolio.candidates]
+    assert any(np.allclose(one, list(composed.values()), atol=1e-3) for one in near)
     other = replace(WANTED, size=1)
     for had in (before, a_bundle(tmp_path / "other", other, **changes)):
         sampled.clear()

@@ -154,6 +154,28 @@ def test_further_prompts_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         a_portfolio(tmp_path / "few.jsonl", recipe)
 
 
+@pytest.mark.parametrize("confirm", [0, 2])
+def test_compositions_stand_beside_what_is_found(tmp_path: Path, confirm: int) -> None:
+    """They are measured as the rest is, each once, also where they were found."""
+    recipe = replace(RECIPE, confirm_prompts=confirm)
+    prompts = PROMPTS + CONFIRM
+    before = a_portfolio(tmp_path / "found.jsonl", recipe, prompts=prompts)
+    found, searched = before.candidates, [trial.candidate for trial in before.searched]
+    strange = Candidate("deep", (0.123, 0.456))
+    assert strange not in found
+    both = precompute(
+        tiny("llama"),
+        FAMILIES,
+        REWARDS,
+        prompts,
+        recipe,
+        path=tmp_path / "both.jsonl",
+        compositions=[found[-1], strange],
+    )
+    assert both.candidates == (*found, strange)
+    assert [trial.candidate for trial in both.searched] == (list(searched) if confirm else [])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ class Answers:
         lengths = {len(self.texts), *map(len, columns)}
         if len(lengths) != 1:
             raise DataError(f"answers: expected columns of one length, got {sorted(lengths)}")
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """Answers of one setting to some prompts, and to others, as answers to all of them."""
+    (passes,) = {one.passes for one in parts}
+    columns = ("texts", "tokens", "log_likelihood", "extra_tokens")
+    return Answers(
+        *(tuple(chain.from_iterable(getattr(one, name) for one in parts)) for name in columns),
+        passes,
+    )
 
 
 class Store:

@@ -1,6 +1,6 @@
 """Several traits at once: what pushing one does to the others, and whether all that are asked move.
 
-    python experiments/arena/mixtures.py --data FOLDER            # an hour of a core
+    python experiments/arena/mixtures.py --data FOLDER            # two hours of a core
     python experiments/arena/mixtures.py --data FOLDER --quick    # minutes: shows that it runs
 
 FOLDER holds what people prefer (people.py). Edits are those of a bundle at their default dose,
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from answering import UNSTEERED, Edited, Setting, answer_all
-from answers import Answers
+from answers import Answers, joined
 from judging import Float64, coherence, draws, gain, values
 from numpy.typing import NDArray
 from reads import PAIRS, READS, People, Reads
@@ -46,6 +46,7 @@ from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
 from steer.generation import Decoding  # noqa: E402
+from steer.models import LanguageModel  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.steerer import Steerer  # noqa: E402
 from steer.subspace import Subspace  # noqa: E402
@@ -53,6 +54,8 @@ from steer.versions import versions  # noqa: E402
 
 ANTAGONISTIC = -0.3
 TARGET = 0.95
+PROMPTS = 128
+LOT = 64
 COMPOSED, ROUTED = "composed", "routed"
 
 Weights = Mapping[str, float]
@@ -110,10 +113,9 @@ def main() -> None:
     workshop = workshop_of(model, arguments)
     cosines = extraction_cosines({name: workshop.source(name).subspace for name in traits})
     reads = {trait: READS[trait](model, people) for trait in traits}
-    number, tokens = (4, 24) if quick else (64, 96)
+    number, tokens = (4, 24) if quick else (PROMPTS, 96)
     prompts = [prompt.text for prompt in load_prompts("report")][:number]
     decoding = Decoding(max_new_tokens=tokens)
-    store = store_of(arguments.work_dir / "mixtures.jsonl", model, prompts, decoding)
     mixtures = list(all_mixtures(traits))[: 6 if quick else None]
     asked = [(mode, weights) for mode in modes(steerer, traits) for weights in mixtures]
     served = [edited(steerer, weights, mode) for mode, weights in asked]
@@ -123,8 +125,8 @@ def main() -> None:
     for (mode, weights), how in zip(asked, served, strict=True):
         settings.setdefault(how.digest, Setting("+".join(weights), mode, shown(weights), how))
         wanted.setdefault(how.digest, set()).update(read_of(weights, traits))
-    unsteered, *answers = answer_all(
-        model, [UNSTEERED, *settings.values()], prompts, decoding, store
+    unsteered, *answers = answered(
+        model, [UNSTEERED, *settings.values()], prompts, decoding, arguments.work_dir
     )
     before = read_all(reads, prompts, unsteered)
     after = {}
@@ -162,6 +164,27 @@ def read_arguments() -> argparse.Namespace:
     add_bundle(parser)
     parser.add_argument("--traits", nargs="+", choices=list(READS), default=list(READS))
     return parsed(parser)
+
+
+def answered(
+    model: LanguageModel,
+    settings: Sequence[Setting],
+    prompts: Sequence[str],
+    decoding: Decoding,
+    folder: Path,
+) -> list[Answers]:
+    """The answers of settings; each lot of prompts is kept in a file of its own.
+
+    So more prompts can be asked later, and nothing is answered again.
+    """
+    lots = [prompts[start : start + LOT] for start in range(0, len(prompts), LOT)]
+    found = [
+        answer_all(
+            model, settings, lot, decoding, store_of(folder / f"{i}.jsonl", model, lot, decoding)
+        )
+        for i, lot in enumerate(lots)
+    ]
+    return [joined(parts) for parts in zip(*found, strict=True)]
 
 
 def all_mixtures(traits: Sequence[str]) -> Iterator[Weights]:

@@ -3,10 +3,10 @@
     python experiments/palm/measure.py --task concise-helpful         # one, or several
     python experiments/palm/measure.py --data FOLDER                  # every task: hours
 
-Edits come from a build (`steer build`), whose work folder is gone on from: --build-dir. What is
-measured is kept line by line in --work-dir, so a run that was stopped goes on; tasks may run side
-by side. For each task, results/palm/measured/ gets a CSV and a picture of every measured edit and a
-JSON file of what the searches cost. `portfolio.py` makes the tables and figures of them.
+Edits are those of a bundle (--bundle; the default one). What is measured is kept line by line in
+--work-dir, so a run that was stopped goes on; tasks may run side by side. For each task,
+results/palm/measured/ gets a CSV and a picture of every measured edit and a JSON file of what the
+searches cost. `portfolio.py` makes the tables and figures of them.
 
 The lazy search runs first and pays for all that it measures. The full one searches at every
 weight of the cover; where both propose an edit it is measured once and counted for both. A third,
@@ -34,6 +34,7 @@ from tasks import (
     TASKS,
     Task,
     arguments_of,
+    bundle_of,
     composed,
     effort,
     evaluations_path,
@@ -65,6 +66,7 @@ def main() -> None:
 def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> None:
     """Search, compose, and write what was found."""
     quick, seed = arguments.quick, arguments.seed
+    entries = bundle_of(arguments).traits
     prompts = [prompt.text for prompt in load_prompts("develop")[: 4 if quick else PROMPTS]]
     measures = evaluator(model, task, prompts, evaluations_path(task, arguments), arguments)
     cover = minimal_cover(len(task.traits), task.closeness, seed=seed)
@@ -95,6 +97,7 @@ def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> 
         "model": model.name,
         "fingerprint": str(model.fingerprint),
         "dtype": arguments.dtype,
+        "edits": {name: entries[name].edit.digest for name in task.traits},
         "seed": seed,
         "quick": quick,
         "task": asdict(task),

@@ -23,14 +23,16 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # The loaders of people's preferences are one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from people import harmless  # noqa: E402
 from precision import add_dtype  # noqa: E402
+from runs import add_bundle  # noqa: E402
 
+from steer.bundle import Bundle
 from steer.contrast import PairSet
 from steer.cover import Closeness, uniform_weights
 from steer.default_rewards import text_reward
@@ -41,7 +43,6 @@ from steer.objective import Objective
 from steer.pipeline import search_space
 from steer.portfolio import OWN, Candidate
 from steer.probe_reward import ProbeReward
-from steer.recipe import Recipe
 from steer.resources import cache_dir
 from steer.rewards import RelevanceReward, Reward, length_reward
 from steer.search import Effort
@@ -127,7 +128,8 @@ def arguments_of(description: str) -> argparse.Namespace:
     """What every script that runs the model is told."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--data", type=Path, help="people's preferences, for safety")
-    parser.add_argument("--build-dir", type=Path, help="work folder of a build; default: its own")
+    add_bundle(parser)
+    parser.add_argument("--build-dir", type=Path, help="work folder of its build, for the pairs")
     parser.add_argument("--threads", type=int, default=1)
     arguments = common_arguments(parser)
     if arguments.data is None and any("safety" in TASKS[name].rewards for name in arguments.task):
@@ -158,17 +160,13 @@ def evaluations_path(task: Task, arguments: argparse.Namespace, prefix: str = ""
     return folder / f"{prefix}{task.name}-{arguments.seed}{quick}.jsonl"
 
 
-def recipe(quick: bool) -> Recipe:
-    """The default recipe, or one that only shows that the scripts run."""
-    if not quick:
-        return Recipe()
-    return Recipe(
-        prompts=12,
-        develop_prompts=8,
-        confirm_prompts=0,
-        kls=(0.1,),
-        decoding=Decoding(max_new_tokens=16),
-    )
+def bundle_of(arguments: argparse.Namespace) -> Bundle:
+    """Whose edits are mixed; in a quick run few pairs are made again."""
+    bundle = Bundle.load(arguments.bundle)
+    if not arguments.quick:
+        return bundle
+    recipe = {**bundle.settings["recipe"], "prompts": 12}
+    return replace(bundle, settings={**bundle.settings, "recipe": recipe})
 
 
 def effort(quick: bool) -> Effort:
@@ -203,7 +201,7 @@ def evaluator(
     """Measures edits of a task, and keeps what it measured in a file."""
     quick = arguments.quick
     space = search_space(
-        model, task.traits, recipe=recipe(quick), work_dir=arguments.build_dir, progress=True
+        bundle_of(arguments), task.traits, model, work_dir=arguments.build_dir, progress=True
     )
     rewards = [
         reward(name, space.pairs[trait], arguments.data)
