@@ -32,13 +32,15 @@ class Objective:
     or is broken earns 0 on every trait, so r >= 0; and J >= 0 for the unsteered model, where f = 0.
 
     Attributes:
-        fairness: From 0, what one trait earns counts as much as what another does, to below 1.
+        fairness: From 0, what one trait earns counts as much as what another does, to below 1. At
+            3/4 nearly every mixture of two or three traits gets some of each, for little of the
+            whole (experiments/fairness.py).
         penalty: lambda.
         kl_unit: KL_0, in nats per token.
         f_max: Largest f.
     """
 
-    fairness: float = 0.5
+    fairness: float = 0.75
     penalty: float = 0.05
     kl_unit: float = 0.5
     f_max: float = 0.2

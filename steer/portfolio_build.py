@@ -185,7 +185,7 @@ def make_portfolio(
         [prompt.text for prompt in load_prompts("develop")],
         wanted,
         path=folder / "portfolios" / f"{content_key([asked, mixed])}.jsonl",
-        compositions=_compositions(wanted.traits, interference),
+        compositions=equal_compositions(wanted.traits, interference),
         searched=() if searched is None else searched.searched,
         scope=space.scope,
         gate=space.gate,
@@ -195,12 +195,18 @@ def make_portfolio(
     )
 
 
-def _compositions(traits: Sequence[str], interference: Interference | None) -> list[Candidate]:
-    """What serves two or three traits at equal weights where there is no portfolio."""
+def equal_compositions(traits: Sequence[str], interference: Interference | None) -> list[Candidate]:
+    """What serves two or three traits at equal weights where there is no portfolio.
+
+    Args:
+        traits: Of the portfolio.
+        interference: By which compositions are dosed, if it was measured.
+    """
     found = []
     for number in (2, 3):
         for chosen in combinations(traits, number):
             parts = composed_doses(dict.fromkeys(chosen, 1.0), interference)
+            # To as many digits as a search has.
             rounded = (round(parts.get(name, 0.0), 3) for name in traits)
             found.append(Candidate(OWN, tuple(rounded)))
     return found

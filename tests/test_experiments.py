@@ -6,11 +6,14 @@ import csv
 import json
 import subprocess
 import sys
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from steer.bundle import Bundle
+from steer.resources import default_bundle_path
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 PNG = b"\x89PNG"
@@ -82,6 +85,32 @@ def test_figure_1(tmp_path: Path) -> None:
     assert "scale-free cover    36 weights: yes" in out
     assert "random" in out and ": no" in out
     assert (tmp_path / "figure1.png").read_bytes().startswith(PNG)
+
+
+def test_a_fairer_portfolio_gives_something_of_each(tmp_path: Path) -> None:
+    """Of the default bundle's edits; what is routed is found again by a plain loop."""
+    run(EXPERIMENTS / "fairness.py", "--output", tmp_path)
+    with (tmp_path / "fairness.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    table = {(r["compositions"], float(r["fairness"]), int(r["traits"])): r for r in rows}
+    portfolio = Bundle.load(default_bundle_path()).portfolio
+    traits, rewards = portfolio.traits, portfolio.mean_rewards
+    closed = (rewards - rewards[0]) / (1 - rewards[0])
+    for number in (2, 3):
+        least = []
+        for chosen in combinations(traits, number):
+            for heavier in (None, *chosen):
+                asked = {name: 1.0 + (name == heavier) for name in chosen}
+                if not {"simplicity", "formality"} <= set(chosen):
+                    here = (0, *portfolio.kept)[portfolio.entry(asked).number]
+                    least.append(min(closed[here, traits.index(name)] for name in chosen))
+        row = table["True", portfolio.objective.fairness, number]
+        assert int(row["mixtures"]) == len(least) == {2: 27, 3: 28}[number]
+        assert int(row["all_gain"]) == sum(one > 0.1 for one in least)
+        assert float(row["least"]) == pytest.approx(np.mean(least), abs=1e-4)
+        some = [table["True", fairness, number] for fairness in (0.0, 0.75)]
+        assert float(some[0]["least"]) < float(some[1]["least"])
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_the_default_portfolio_serves_every_mixture_of_its_traits(steerer: Steer
     mixtures = np.concatenate([rng.dirichlet(even, 4000), rng.dirichlet(even / 10, 4000)])
     # J by its formula, for every candidate and mixture.
     r, r0 = portfolio.mean_rewards, portfolio.mean_rewards[0]
-    utilities = np.where(r > r0, r0 + (1 - r0) * (np.maximum(r - r0, 0) / (1 - r0)) ** 0.5, r)
+    utilities = np.where(r > r0, r0 + (1 - r0) * (np.maximum(r - r0, 0) / (1 - r0)) ** 0.25, r)
     f = np.minimum(0.05 * portfolio.kl / 0.5, 0.2)
     values = mixtures @ utilities.T - f
     kept = values[:, [0, *portfolio.kept]]
@@ -284,7 +284,7 @@ def test_the_default_portfolio_serves_every_mixture_of_its_traits(steerer: Steer
     for row, number in zip(mixtures[:50], kept[:50].argmax(1).tolist(), strict=True):
         weights = dict(zip(portfolio.traits, row.tolist(), strict=True))
         assert steerer.route(weights).number == number
-    weights = {"brevity": 0.6, "warmth": 0.4}
+    weights = {"brevity": 0.6, "positivity": 0.4}
     routed, composed = (
         steerer.generate(QUESTION, weights, max_new_tokens=24, compose=compose)
         for compose in (False, True)
