@@ -24,7 +24,7 @@ from tables import write_csv, write_json, write_markdown
 from timing import command
 
 from steer.bundle import Bundle
-from steer.certificate import Measured, certify
+from steer.certificate import Measured, with_unsteered, worst_delta
 from steer.objective import Objective
 from steer.portfolio import Portfolio
 from steer.portfolio_build import equal_compositions
@@ -86,9 +86,9 @@ def main() -> None:
     searched = [i for i in every if portfolio.candidates[i] not in composed]
     rows = [
         row
-        for some in (searched, every)
+        for compositions, some in ((False, searched), (True, every))
         for fairness in FAIRNESS
-        for row in rows_of(portfolio, some, fairness, some is every)
+        for row in rows_of(portfolio, some, fairness, compositions)
     ]
     content = {
         "command": command("experiments/fairness.py"),
@@ -112,6 +112,7 @@ def rows_of(
     rewards, kl = portfolio.mean_rewards[some], portfolio.kl[some]
     data = Measured(objective.utility(rewards), objective.regulariser(kl))
     kept = prune_to_size(data, len(portfolio.kept))
+    delta = worst_delta(data, with_unsteered(data, kept), 0.0).loss
     closed = (rewards - rewards[0]) / (1 - rewards[0])
     mixtures = [one for one in all_mixtures(portfolio.traits) if not one.keys() >= UNDO]
     for number in (2, 3):
@@ -128,7 +129,7 @@ def rows_of(
             fairness,
             compositions,
             len(some),
-            certify(data, kept).delta.loss,
+            delta,
             number,
             len(asked),
             int((least > SURE).sum()),

@@ -6,7 +6,7 @@ divergence, so that a request can be routed and its worst case told without the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,6 +39,11 @@ class Candidate:
 
     family: str
     coefficients: tuple[float, ...]
+
+    @classmethod
+    def rounded(cls, family: str, coefficients: Sequence[float] | Float64) -> Candidate:
+        """With coefficients to three digits: far below what can be measured, and one name each."""
+        return cls(family, tuple(np.asarray(coefficients, np.float64).round(3).tolist()))
 
     def is_unsteered(self) -> bool:
         """Whether nothing is mixed."""

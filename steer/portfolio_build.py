@@ -206,7 +206,5 @@ def equal_compositions(traits: Sequence[str], interference: Interference | None)
     for number in (2, 3):
         for chosen in combinations(traits, number):
             parts = composed_doses(dict.fromkeys(chosen, 1.0), interference)
-            # To as many digits as a search has.
-            rounded = (round(parts.get(name, 0.0), 3) for name in traits)
-            found.append(Candidate(OWN, tuple(rounded)))
+            found.append(Candidate.rounded(OWN, [parts.get(name, 0.0) for name in traits]))
     return found

@@ -244,13 +244,9 @@ class _State:
         direction /= np.maximum(direction.max(1, keepdims=True), 1e-12)
         doses = self._effort.largest * points[:, k:]
         return [
-            self._candidate(self._names[i % len(self._names)], row)
+            Candidate.rounded(self._names[i % len(self._names)], row)
             for i, row in enumerate(direction * doses)
         ]
-
-    def _candidate(self, family: str, coefficients: Float64) -> Candidate:
-        # Rounded, so that a candidate has one name; far below what can be measured.
-        return Candidate(family, tuple(np.round(coefficients, 3).tolist()))
 
     def _proposals(self, weight: Float64) -> list[Candidate]:
         """The candidates from which the surrogate hopes for most at a weight."""
@@ -264,7 +260,7 @@ class _State:
             moved = np.clip(np.asarray(leader.coefficients) + step, 0, effort.largest)
             # A trait that nobody asks for should be able to vanish exactly.
             pool.append(
-                self._candidate(leader.family, moved * (self._rng.random(len(moved)) > 0.1))
+                Candidate.rounded(leader.family, moved * (self._rng.random(len(moved)) > 0.1))
             )
         known = {one.candidate for one in self.evaluations}
         pool = [one for one in dict.fromkeys(pool) if one not in known]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,9 +100,7 @@ def test_asking_about_the_default_bundle_lowers_the_regret(fairness: float, of_n
     """
     portfolio = Bundle.load(default_bundle_path()).portfolio
     assert portfolio is not None
-    objective = Objective(fairness=fairness)
-    rewards, kl = portfolio.mean_rewards, portfolio.kl
-    measured = Measured(objective.utility(rewards), objective.regulariser(kl))
+    measured = replace(portfolio, objective=Objective(fairness=fairness)).measured
     kept = prune_to_size(measured, len(portfolio.kept))
     questions = np.array([one.difference for one in questions_of(portfolio.answered)])
     people = np.random.default_rng(0).dirichlet(np.ones(5), 12)

@@ -34,7 +34,6 @@ from tasks import (
     TASKS,
     Task,
     arguments_of,
-    bundle_of,
     composed,
     effort,
     evaluations_path,
@@ -49,6 +48,7 @@ from tables import write_json  # noqa: E402
 from steer.cover import minimal_cover, uniform_weights  # noqa: E402
 from steer.evaluation import Evaluation  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
+from steer.portfolio import OWN  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.resources import atomic_path  # noqa: E402
 from steer.search import SearchResult, search  # noqa: E402
@@ -66,7 +66,6 @@ def main() -> None:
 def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> None:
     """Search, compose, and write what was found."""
     quick, seed = arguments.quick, arguments.seed
-    entries = bundle_of(arguments).traits
     prompts = [prompt.text for prompt in load_prompts("develop")[: 4 if quick else PROMPTS]]
     measures = evaluator(model, task, prompts, evaluations_path(task, arguments), arguments)
     cover = minimal_cover(len(task.traits), task.closeness, seed=seed)
@@ -97,7 +96,10 @@ def measure(model: LanguageModel, task: Task, arguments: argparse.Namespace) -> 
         "model": model.name,
         "fingerprint": str(model.fingerprint),
         "dtype": arguments.dtype,
-        "edits": {name: entries[name].edit.digest for name in task.traits},
+        "edits": {
+            name: edit.digest
+            for name, edit in zip(task.traits, measures.families[OWN], strict=True)
+        },
         "seed": seed,
         "quick": quick,
         "task": asdict(task),

@@ -226,4 +226,4 @@ def composed(task: Task) -> list[Candidate]:
     parts = {2: 10, 3: 5}.get(d, 2)
     weights = uniform_weights(d, math.comb(parts + d - 1, d - 1))
     mixed = [doses(dict(zip(task.traits, row, strict=True))) for row in weights.tolist()]
-    return [Candidate(OWN, tuple(round(dose, 3) for dose in one.values())) for one in mixed]
+    return [Candidate.rounded(OWN, list(one.values())) for one in mixed]
