@@ -24,7 +24,7 @@ from tables import write_csv, write_json, write_markdown
 from timing import command
 
 from steer.bundle import Bundle
-from steer.certificate import Measured, with_unsteered, worst_delta
+from steer.certificate import with_unsteered, worst_delta
 from steer.objective import Objective
 from steer.portfolio import Portfolio
 from steer.portfolio_build import equal_compositions
@@ -110,7 +110,7 @@ def rows_of(
     """What a portfolio of some of the candidates gives mixtures of two, and of three traits."""
     objective = Objective(fairness=fairness)
     rewards, kl = portfolio.mean_rewards[some], portfolio.kl[some]
-    data = Measured(objective.utility(rewards), objective.regulariser(kl))
+    data = objective.measured(rewards, kl)
     kept = prune_to_size(data, len(portfolio.kept))
     delta = worst_delta(data, with_unsteered(data, kept), 0.0).loss
     closed = (rewards - rewards[0]) / (1 - rewards[0])

@@ -289,10 +289,7 @@ def measured(evaluations: Sequence[Evaluation], objective: Objective) -> Measure
     """
     if not evaluations or not evaluations[0].candidate.is_unsteered():
         raise InputError("expected the unsteered model's evaluation first")
-    return Measured(
-        objective.utility(mean_rewards(evaluations)),
-        objective.regulariser([one.kl.mean() for one in evaluations]),
-    )
+    return objective.measured(mean_rewards(evaluations), [one.kl.mean() for one in evaluations])
 
 
 def _row(one: Evaluation) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from steer.certificate import Measured
 from steer.errors import InputError
 
 Float64 = NDArray[np.float64]
@@ -72,16 +73,14 @@ class Objective:
         """The regulariser f of divergences, of any shape."""
         return np.minimum(self.penalty * np.asarray(kl, np.float64) / self.kl_unit, self.f_max)
 
-    def value(self, weights: ArrayLike, rewards: ArrayLike, kl: ArrayLike) -> Float64:
-        """J of every edit for every weight.
+    def measured(self, rewards: ArrayLike, kl: ArrayLike) -> Measured:
+        """What portfolios and certificates are made of.
 
         Args:
-            weights: Raw weights (m, d), not normalised.
             rewards: Mean rewards of the edits (n, d); the first of the unsteered model.
-            kl: Divergences of the edits (n,), nats per token.
+            kl: Their mean divergences (n,), nats per token.
 
-        Returns:
-            (m, n).
+        Raises:
+            InputError: If shapes differ, a number is no reward, or the first edit diverges.
         """
-        u = self.utility(rewards)
-        return np.asarray(np.asarray(weights, np.float64) @ u.T - self.regulariser(kl))
+        return Measured(self.utility(rewards), self.regulariser(kl))

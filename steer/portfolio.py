@@ -178,9 +178,7 @@ class Portfolio:
     @cached_property
     def measured(self) -> Measured:
         """Utilities and regulariser of all candidates."""
-        return Measured(
-            self.objective.utility(self.mean_rewards), self.objective.regulariser(self.kl)
-        )
+        return self.objective.measured(self.mean_rewards, self.kl)
 
     def serves(self, weights: Mapping[str, float]) -> bool:
         """Whether all traits that are asked for are routed."""

@@ -232,10 +232,7 @@ def _checked(searched: Sequence[Trial], recipe: PortfolioRecipe) -> tuple[Trial,
 def _shortlist(trials: Sequence[Trial], recipe: PortfolioRecipe) -> list[Candidate]:
     """The unsteered model, each trait's own edits, and so many that serve best together."""
     candidates = [one.candidate for one in trials]
-    data = Measured(
-        recipe.objective.utility([one.rewards for one in trials]),
-        recipe.objective.regulariser([one.kl for one in trials]),
-    )
+    data = recipe.objective.measured([one.rewards for one in trials], [one.kl for one in trials])
     best = {candidates[index] for index in prune_to_size(data, recipe.shortlist)}
     return [one for one in candidates if one.is_unsteered() or one.is_one_trait() or one in best]
 

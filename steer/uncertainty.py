@@ -139,7 +139,7 @@ def _stacked(evaluations: Sequence[Evaluation]) -> tuple[Float64, Float64]:
 
 
 def _mean(rewards: Float64, kl: Float64, objective: Objective) -> Measured:
-    return Measured(objective.utility(rewards.mean(1)), objective.regulariser(kl.mean(1)))
+    return objective.measured(rewards.mean(1), kl.mean(1))
 
 
 def _interval(values: Sequence[float], level: float) -> Interval:

@@ -16,7 +16,7 @@ from safetensors.numpy import load as st_load
 from safetensors.numpy import save as st_save
 
 from steer.bundle import SCHEMA, Bundle
-from steer.certificate import Measured, certify
+from steer.certificate import certify
 from steer.edits import ZERO, Edit, LayerEdit, additive, two_step
 from steer.errors import (
     BundleError,
@@ -81,9 +81,7 @@ def _portfolio(**changes):
         "kl": kl,
         "kept": kept,
         "edits": (additive(_vectors(5, (3,))), two_step(_vectors(6), _vectors(7))),
-        "certificate": certify(
-            Measured(objective.utility(rewards), objective.regulariser(kl)), kept, points=3
-        ),
+        "certificate": certify(objective.measured(rewards, kl), kept, points=3),
         "searched": (
             Trial(Candidate("deep", (0.0, 0.0)), (0.25, 0.25), 0.0),
             Trial(Candidate("deep", (0.1, 0.2)), (0.125, 1.0), 0.75),

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from steer import cli, demo
 from steer.bundle import Bundle
-from steer.certificate import Measured, certify
+from steer.certificate import certify
 from steer.cover import Closeness, is_cover
 from steer.edits import additive
 from steer.errors import LowReliabilityWarning, ModelError, WeightsError
@@ -893,7 +893,7 @@ def routed(folder: Path, tmp_path: Path) -> Path:
         kl,
         (1,),
         (bundle.traits["zest"].edit,),
-        certify(Measured(objective.utility(rewards), objective.regulariser(kl)), (1,)),
+        certify(objective.measured(rewards, kl), (1,)),
     )
     path = tmp_path / "routed.safetensors"
     replace(bundle, portfolio=portfolio).save(path)

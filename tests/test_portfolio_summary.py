@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from steer.certificate import Measured, certify
+from steer.certificate import certify
 from steer.cover import uniform_weights
 from steer.edits import additive
 from steer.objective import Objective
@@ -28,7 +28,7 @@ def portfolio(seed: int) -> Portfolio:
         kl=kl,
         kept=kept,
         edits=tuple(additive({0: np.ones(4, np.float32)}) for _ in kept),
-        certificate=certify(Measured(objective.utility(rewards), objective.regulariser(kl)), kept),
+        certificate=certify(objective.measured(rewards, kl), kept),
         searched=(Trial(Candidate("own", (0.0, 0.5, 0.0)), (0.1, 0.2, 0.3), 0.4),),
     )
 

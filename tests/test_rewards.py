@@ -212,7 +212,7 @@ def test_objective_is_the_formula(seed: int, fairness: float) -> None:
     objective = Objective(fairness, rng.random(), 0.1 + rng.random(), rng.random())
     weights, rewards, kl = rng.random((5, 3)) * 2, rng.random((7, 3)), rng.random(7) * 3
     kl[0] = 0.0
-    found = objective.value(weights, rewards, kl)
+    found = objective.measured(rewards, kl).value(weights)
 
     def utility(reward: float, unsteered: float) -> float:
         if reward <= unsteered:
@@ -244,7 +244,7 @@ def test_fairness_prefers_some_of_each_to_much_of_one() -> None:
     one_for_the_other, both = [0.9, 0.18], [0.4, 0.4]
     rewards, kl = [[0.2, 0.2], one_for_the_other, both], [0.0, 0.1, 0.1]
     for fairness, best in ((0.0, 1), (0.5, 2)):
-        values = Objective(fairness=fairness).value([[0.5, 0.5]], rewards, kl)
+        values = Objective(fairness=fairness).measured(rewards, kl).value([[0.5, 0.5]])
         assert int(values.argmax()) == best
 
 

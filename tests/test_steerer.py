@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from steer.bundle import Bundle
-from steer.certificate import Measured, certify
+from steer.certificate import certify
 from steer.edits import Edit
 from steer.errors import InputError, WeightsError
 from steer.gate import Gate
@@ -46,9 +46,7 @@ def a_steerer(
         kl=kl,
         kept=(1, 2),
         edits=KEPT,
-        certificate=certify(
-            Measured(objective.utility(rewards), objective.regulariser(kl)), (1, 2)
-        ),
+        certificate=certify(objective.measured(rewards, kl), (1, 2)),
     )
     bundle = Bundle(
         "tiny",
