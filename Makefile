@@ -8,7 +8,8 @@ COMPAT_STAMP := $(COMPAT)/.steer-installed
 VLLM_STAMP := $(VLLM)/.steer-installed
 
 BUNDLE := data/bundles/smollm2-135m-instruct.safetensors
-PORTFOLIO := --traits brevity,simplicity,formality,warmth,positivity --size 12 --dtype bfloat16
+# With fewer edits some mixtures get next to nothing of one of their traits.
+PORTFOLIO := --traits brevity,simplicity,formality,warmth,positivity --size 13 --dtype bfloat16
 
 # Two processes of one thread each (tests/conftest.py); a model takes some 1.5 GB in each.
 PYTEST := -m pytest -n 2 --dist worksteal

@@ -15,6 +15,12 @@ pairs: in cross-validation more weight takes accuracy on people's pairs away, an
 for formality earns as much warmth as one for warmth does, on prompts of the search. They are
 written at extract prompts from which no edit is made with the default recipe. Only directions are
 stored, with the name of the data: a few hundred numbers a trait.
+
+Where a trait is in LENGTH_EARNS_NOTHING, the first sentences of the model's answers earn as much as
+the answers do, in the mean. Without that, an edit for brevity earned more than half as much
+positivity as the edit for positivity does, on the prompts of a portfolio's confirmation, where its
+answers' sentences are no more positive by VADER (-0.03). Brief answers are colder, though, also
+those that are asked for by instruction; so warmth is fitted as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from pathlib import Path
 
 from people import FITTED_TO, for_fitting
 from precision import add_dtype, loaded
-from probes import against, fitted, poles
+from probes import against, fitted, poles, shortened
 
 import steer
 from steer.contrast import generate_pairs
@@ -35,6 +41,7 @@ from steer.recipe import Recipe
 from steer.resources import atomic_path, cache_dir, data_dir
 
 PROMPTS = 128
+LENGTH_EARNS_NOTHING = ("positivity",)
 
 
 def main() -> None:
@@ -68,11 +75,13 @@ def main() -> None:
         mine = contrasts[trait]
         others = [contrasts[other] for other in FITTED_TO if other != trait]
         sources = [poles(mine), *(against(mine, other) for other in others)]
-        probe = fitted(trait, people, sources, STYLE, seed)
+        neutral = shortened(contrasts.values()) if trait in LENGTH_EARNS_NOTHING else []
+        probe = fitted(trait, people, sources, STYLE, seed, neutral=neutral)
         pairs = [len(people.better), *map(len, sources)]
         print(f"{trait}: {pairs} pairs, {probe.accuracy:.1%} of those held out")
         stored[trait] = {
-            "data": f"{people.name}, and contrasts",
+            "data": f"{people.name}, and contrasts"
+            + (", whatever their length" if neutral else ""),
             "pairs": pairs,
             "model": str(model.fingerprint),
             "precision": model.precision,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from people import Pairs
 
 from steer.contrast import PairSet
+from steer.measures import sentences
 from steer.probe_reward import Encoder, ProbeReward
+from steer.summaries import first_sentence
 
 # How much the model's answers count, all together, beside people's pairs (see fit_probes.py).
 MODEL_SHARE = 0.5
@@ -31,8 +33,20 @@ def against(mine: PairSet, others: PairSet) -> Contrast:
     ]
 
 
+def shortened(contrasts: Iterable[PairSet]) -> list[tuple[str, str]]:
+    """The first sentences of answers, and the answers."""
+    texts = [text for pairs in contrasts for text in (*pairs.positive, *pairs.negative)]
+    return [(first_sentence(text), text) for text in texts if sentences(text) > 1]
+
+
 def fitted(
-    name: str, people: Pairs, contrasts: Sequence[Contrast], encoder: Encoder, seed: int
+    name: str,
+    people: Pairs,
+    contrasts: Sequence[Contrast],
+    encoder: Encoder,
+    seed: int,
+    *,
+    neutral: Sequence[tuple[str, str]] = (),
 ) -> ProbeReward:
     """A probe fitted to people's pairs and to contrasts, which count alike however long they are.
 
@@ -42,6 +56,7 @@ def fitted(
         contrasts: Of the model's answers.
         encoder: Makes points of texts.
         seed: Seeds which pairs are held out together.
+        neutral: Pairs that differ in what should earn nothing.
     """
     better, worse = [*people.better], [*people.worse]
     counts = [1.0] * len(better)
@@ -50,4 +65,6 @@ def fitted(
         better += [more for more, _ in contrast]
         worse += [less for _, less in contrast]
         counts += [each] * len(contrast)
-    return ProbeReward.fitted(name, better, worse, counts=counts, encoder=encoder, seed=seed)
+    return ProbeReward.fitted(
+        name, better, worse, counts=counts, neutral=neutral, encoder=encoder, seed=seed
+    )

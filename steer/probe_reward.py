@@ -144,6 +144,7 @@ class ProbeReward:
         worse: Sequence[str],
         *,
         counts: Sequence[float] | None = None,
+        neutral: Sequence[tuple[str, str]] = (),
         encoder: Encoder = SENTENCES,
         seed: int = 0,
     ) -> ProbeReward:
@@ -154,12 +155,14 @@ class ProbeReward:
             better: The texts that show more of it, at least ten.
             worse: The others, in the same order.
             counts: How many pairs each stands for, more than 0; None for one.
+            neutral: Pairs of texts that differ in what should earn nothing: in the mean their
+                projections will be equal (mean projection, Haghighatkhah et al., arXiv 2212.04273).
             encoder: Makes points of texts.
             seed: Seeds which pairs are held out together.
 
         Raises:
-            InputError: If there are too few pairs, counts do not fit them, or held-out pairs are
-                not told apart.
+            InputError: If there are too few pairs, counts do not fit them, neutral pairs do not
+                differ, or held-out pairs are not told apart.
         """
         check_lengths(better, worse)
         if len(better) < 2 * _FOLDS:
@@ -168,6 +171,14 @@ class ProbeReward:
         if stands.shape != (len(better),) or not (np.isfinite(stands) & (stands > 0)).all():
             raise InputError(f"{name}: expected {len(better)} finite counts above 0, got {counts}")
         high, low = encoder.encode(better), encoder.encode(worse)
+        if neutral:
+            one, other = (encoder.encode(texts) for texts in zip(*neutral, strict=True))
+            apart = (one - other).mean(0)
+            if not apart.any():
+                raise InputError(f"{name}: neutral pairs do not differ, in the mean")
+            nuisance = _unit(apart).astype(np.float32)
+            # Fitted to points without it, the direction is orthogonal to it.
+            high, low = (points - np.outer(points @ nuisance, nuisance) for points in (high, low))
         held_out = np.empty((2, len(better)))
         for fit, rest in KFold(_FOLDS, shuffle=True, random_state=seed).split(high):
             direction = _direction(high[fit] - low[fit], stands[fit])
@@ -190,7 +201,11 @@ def _direction(differences: Float32, counts: Float64) -> Float64:
     model = LogisticRegression(C=_C, fit_intercept=False, max_iter=1000)
     found = model.fit(both, signs, sample_weight=np.tile(counts, 2))
     # Its length grows with the number of pairs: the scale of folds would not fit the whole.
-    return np.asarray(found.coef_[0] / np.linalg.norm(found.coef_[0]), np.float64)
+    return _unit(found.coef_[0])
+
+
+def _unit(vector: NDArray[Any]) -> Float64:
+    return np.asarray(vector / np.linalg.norm(vector), np.float64)
 
 
 def packaged_probe(trait: str) -> ProbeReward | None:

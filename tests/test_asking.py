@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +14,7 @@ from steer.asking import best_question, service
 from steer.bundle import Bundle
 from steer.certificate import Measured
 from steer.errors import InputError
-from steer.objective import Objective
 from steer.posterior import Posterior
-from steer.prune import prune_to_size
 from steer.questions import questions_of
 from steer.resources import default_bundle_path
 
@@ -91,17 +88,11 @@ def test_questions_that_are_refused() -> None:
             best_question(posterior, wrong, measured, KEPT)
 
 
-@pytest.mark.parametrize(("fairness", "of_none"), [(0.5, 0.2), (0.75, 0.3)])
-def test_asking_about_the_default_bundle_lowers_the_regret(fairness: float, of_none: float) -> None:
-    """Of people who are always consistent; random questions do half as much at most.
-
-    By four fifths where who is never asked loses much. A fairer objective serves those with
-    something of each trait, so less is left to find out.
-    """
+def test_asking_about_the_default_bundle_lowers_the_regret() -> None:
+    """By four fifths, of people who are always consistent; random questions leave twice as much."""
     portfolio = Bundle.load(default_bundle_path()).portfolio
     assert portfolio is not None
-    measured = replace(portfolio, objective=Objective(fairness=fairness)).measured
-    kept = prune_to_size(measured, len(portfolio.kept))
+    measured, kept = portfolio.measured, portfolio.kept
     questions = np.array([one.difference for one in questions_of(portfolio.answered)])
     people = np.random.default_rng(0).dirichlet(np.ones(5), 12)
     lost = {"active": 0.0, "random": 0.0, "none": 0.0}
@@ -118,5 +109,5 @@ def test_asking_about_the_default_bundle_lowers_the_regret(fairness: float, of_n
                 posterior = posterior.updated(row if row @ weights > 0 else -row)
             served = service(posterior, measured, kept).chosen
             lost[way] += float(values.max() - values[served]) / len(people)
-    assert lost["active"] < of_none * lost["none"] and lost["active"] < 0.015
+    assert lost["active"] < 0.2 * lost["none"] and lost["active"] < 0.015
     assert lost["active"] < 0.5 * lost["random"]

@@ -109,6 +109,47 @@ def test_counts_that_do_not_fit_are_refused(counts: list[float]) -> None:
         ProbeReward.fitted("funny", better, worse, counts=counts, encoder=random_encoder(1.0))
 
 
+def lengthy(shift: float) -> Encoder:
+    """As `random_encoder`; besides, long texts are shifted along the second axis."""
+    noise = random_encoder(shift)
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        points = noise.encode(texts)
+        points[:, 1] += [0.3 * text.endswith("long") for text in texts]
+        return points
+
+    return Encoder("lengthy", encode)
+
+
+def test_neutral_pairs_earn_the_same_in_the_mean() -> None:
+    """Here the better texts are the longer ones, which plain pairs cannot tell from the trait."""
+    better, worse = zip(*((f"{yes} long", no) for yes, no in NOISE), strict=True)
+    neutral = [(f"no {i} long", f"yes {i + 900}") for i in range(60)]
+    neutral += [(f"yes {i + 300} long", f"no {i + 1300}") for i in range(60)]
+    probes = {
+        name: ProbeReward.fitted("funny", better, worse, neutral=pairs, encoder=lengthy(3.0))
+        for name, pairs in (("plain", []), ("neutral", neutral))
+    }
+    long, short = (list(texts) for texts in zip(*neutral, strict=True))
+    apart = {
+        name: probe.project(long).mean() - probe.project(short).mean()
+        for name, probe in probes.items()
+    }
+    assert apart["plain"] > 0.05
+    assert apart["neutral"] == pytest.approx(0, abs=1e-6)
+    # The trait itself is still told.
+    yes, no = ([f"{pole} {i + 9000}" for i in range(100)] for pole in ("yes", "no"))
+    assert (probes["neutral"].project(yes) > probes["neutral"].project(no)).mean() > 0.6
+
+
+def test_neutral_pairs_that_do_not_differ_are_refused() -> None:
+    better, worse = zip(*NOISE[:40], strict=True)
+    with pytest.raises(InputError, match="funny: neutral pairs do not differ"):
+        ProbeReward.fitted(
+            "funny", better, worse, neutral=[("yes 1", "yes 1")], encoder=random_encoder(1.0)
+        )
+
+
 def test_poles_that_are_alike_are_refused() -> None:
     refused = 0
     for seed in range(6):

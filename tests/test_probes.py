@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from steer.contrast import Answer, Pair, PairSet
 from steer.probe_reward import ProbeReward
@@ -13,7 +14,7 @@ from tests.test_probe_reward import NOISE, random_encoder
 
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 from people import Pairs  # noqa: E402
-from probes import MODEL_SHARE, against, fitted, poles  # noqa: E402
+from probes import MODEL_SHARE, against, fitted, poles, shortened  # noqa: E402
 
 ENCODER = random_encoder(1.0)
 
@@ -57,3 +58,22 @@ def test_contrasts_are_of_the_same_prompt() -> None:
         (f"warm positive {i}", f"cheerful positive {i}") for i in (1, 3)
     ]
     assert against(pair_set("warm", [5]), cheerful) == []
+
+
+def test_answers_are_shortened_to_their_first_sentence() -> None:
+    def answer(pole: str, text: str) -> Answer:
+        return Answer("p1", pole, "asked", text, (1, 2))
+
+    pair = Pair(answer("positive", "Hi! I am here."), answer("negative", "No."))
+    assert shortened([PairSet("warm", (pair,), {})]) == [("Hi!", "Hi! I am here.")]
+
+
+def test_neutral_pairs_reach_the_probe() -> None:
+    neutral = [(f"yes {i + 300}", f"no {i + 700}") for i in range(40)]
+    plain, probe = (
+        fitted("funny", people(40), [NOISE[40:60]], ENCODER, 0, neutral=pairs)
+        for pairs in ([], neutral)
+    )
+    one, other = (list(texts) for texts in zip(*neutral, strict=True))
+    assert probe.project(one).mean() == pytest.approx(probe.project(other).mean(), abs=1e-6)
+    assert plain.project(one).mean() > plain.project(other).mean() + 0.01
