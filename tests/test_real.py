@@ -98,14 +98,15 @@ def thirty_two_requests(steerer: Steerer) -> tuple[list[str], list[dict[str, flo
     return PROMPTS[:32], weights
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-4), (torch.float64, 1e-5)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-4), (torch.float64, 2e-5)])
 def test_mixed_batch_of_32_edits_equals_each_row_alone(
     steerer: Steerer, dtype: torch.dtype, bound: float
 ) -> None:
     """The same greedy tokens, and the same logits but for rounding.
 
-    Logits are as large as 39. In fp32 those of the unedited model differ by up to 9e-5 between a
-    batch and a row alone; in fp64 rounding hides nothing but the fp32 in which they are handed out.
+    Logits are as large as 41. In fp32 those of the unedited model differ by up to 9e-5 between a
+    batch and a row alone; in fp64 by up to 7e-6, since its norms work in fp32 all the same, where a
+    number between two neighbours falls to either. Most rows do not differ at all.
     """
     if dtype != torch.float32:
         steerer = steer.load(steer.load_model(dtype=dtype))
