@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import steer
 from steer.chat import render
@@ -98,17 +99,24 @@ def thirty_two_requests(steerer: Steerer) -> tuple[list[str], list[dict[str, flo
     return PROMPTS[:32], weights
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-4), (torch.float64, 2e-5)])
+def norm(self: LlamaRMSNorm, hidden_states: torch.Tensor) -> torch.Tensor:
+    """RMSNorm in the precision of what it is given; the model's own works in fp32."""
+    variance = hidden_states.pow(2).mean(-1, keepdim=True)
+    return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-4), (torch.float64, 1e-5)])
 def test_mixed_batch_of_32_edits_equals_each_row_alone(
-    steerer: Steerer, dtype: torch.dtype, bound: float
+    steerer: Steerer, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same greedy tokens, and the same logits but for rounding.
 
-    Logits are as large as 41. In fp32 those of the unedited model differ by up to 9e-5 between a
-    batch and a row alone; in fp64 by up to 7e-6, since its norms work in fp32 all the same, where a
-    number between two neighbours falls to either. Most rows do not differ at all.
+    Logits are as large as 39. In fp32 those of the unedited model differ by up to 9e-5 between a
+    batch and a row alone; in fp64, norms included, rounding hides nothing but the fp32 in
+    which they are handed out.
     """
     if dtype != torch.float32:
+        monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
         steerer = steer.load(steer.load_model(dtype=dtype))
     prompts, weights = thirty_two_requests(steerer)
     edits = [steerer.resolve(row) for row in weights]
