@@ -55,19 +55,42 @@ def batches(
     Raises:
         InputError: If a prompt or a response is empty.
     """
-    for index, (prompt, response) in enumerate(sequences):
-        if not prompt or not response:
-            raise InputError(f"sequence {index}: expected a prompt and a response with tokens")
+    for indices in alike(sequences, batch_tokens):
+        yield pad(language_model, sequences, indices)
+
+
+def alike(sequences: Sequences, batch_tokens: int) -> Iterator[list[int]]:
+    """The indices of all sequences, in groups of similar length.
+
+    Args:
+        sequences: Prompts with responses.
+        batch_tokens: Tokens of a group, padding included; a longer sequence is a group alone.
+
+    Raises:
+        InputError: If a prompt or a response is empty.
+    """
+    check_sequences(sequences)
     order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
     batch: list[int] = []
     for index in order:
         widths = [max(len(sequences[i][side]) for i in (*batch, index)) for side in (0, 1)]
         if batch and (len(batch) + 1) * sum(widths) > batch_tokens:
-            yield pad(language_model, sequences, batch)
+            yield batch
             batch = []
         batch.append(index)
     if batch:
-        yield pad(language_model, sequences, batch)
+        yield batch
+
+
+def check_sequences(sequences: Sequences) -> None:
+    """Refuse what has no tokens.
+
+    Raises:
+        InputError: If a prompt or a response is empty.
+    """
+    for index, (prompt, response) in enumerate(sequences):
+        if not prompt or not response:
+            raise InputError(f"sequence {index}: expected a prompt and a response with tokens")
 
 
 def pad(language_model: LanguageModel, sequences: Sequences, indices: list[int]) -> Batch:

@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor
 
-from steer.batches import Sequences, pad
+from steer.batches import Sequences, check_sequences, pad
 from steer.errors import InputError
 from steer.models import LanguageModel
 
@@ -30,43 +30,42 @@ class Continuations:
 
         Args:
             language_model: The model; edits must not act meanwhile.
-            sequences: (prompt token ids, response token ids) pairs. If all prompts are the same
-                it is read only once.
+            sequences: (prompt token ids, response token ids) pairs. Each different prompt is read
+                once.
 
         Raises:
-            InputError: If there are none, a prompt has fewer than two tokens, or a response none.
+            InputError: If there are none, or a prompt or a response is empty.
         """
-        for index, (prompt, response) in enumerate(sequences):
-            if len(prompt) < 2 or not response:
-                raise InputError(
-                    f"sequence {index}: expected a prompt of two tokens or more and a response"
-                )
         if not sequences:
             raise InputError("expected prompts with responses, got none")
+        check_sequences(sequences)
         self._model = language_model
         # What an edit may change begins with a prompt's last token.
-        parts = [(list(prompt[:-1]), [prompt[-1], *response]) for prompt, response in sequences]
+        parts = [(tuple(prompt[:-1]), (prompt[-1], *response)) for prompt, response in sequences]
         batch = pad(language_model, parts, list(range(len(parts))))
         begin = batch.prompt_length
-        shared = all(prompt == parts[0][0] for prompt, _ in parts)
-        rows = slice(1 if shared else None)
-        with torch.no_grad():
-            self._cache = language_model.model(
-                input_ids=batch.ids[rows, :begin],
-                attention_mask=batch.mask[rows, :begin],
-                position_ids=batch.positions[rows, :begin],
-                use_cache=True,
-                logits_to_keep=1,
-            ).past_key_values
-        if shared:
-            self._cache.batch_repeat_interleave(len(parts))
+        self._cache = None  # if every prompt is one token, nothing is before the last
+        if begin:
+            place: dict[tuple[int, ...], int] = {}
+            row_of = [place.setdefault(prompt, len(place)) for prompt, _ in parts]
+            first = [row_of.index(number) for number in place.values()]
+            with torch.no_grad():
+                self._cache = language_model.model(
+                    input_ids=batch.ids[first, :begin],
+                    attention_mask=batch.mask[first, :begin],
+                    position_ids=batch.positions[first, :begin],
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).past_key_values
+            if len(first) < len(parts):
+                self._cache.batch_select_indices(torch.tensor(row_of, device=batch.ids.device))
         self.ids = batch.ids[:, begin:]
         self.mask = batch.response_mask[:, 1:]
         self._attention = batch.mask
         self._positions = batch.positions[:, begin:]
 
     def logits(self) -> Tensor:
-        """Logits (B, R, vocabulary) of what comes at each response position, in fp32.
+        """Logits (B, R, vocabulary) of what comes at each response position, as the model has them.
 
         Gradients flow. Hooks see 1 + R columns, of which an edit acts on all: in
         `Hooks.steer`, `prompt_length=1`.
@@ -79,11 +78,11 @@ class Continuations:
             past_key_values=copy.deepcopy(self._cache),
             use_cache=True,
         ).logits
-        return logits[:, :-1].float()
+        return logits[:, :-1]
 
     def log_likelihood(self) -> Tensor:
         """Summed log-probability of each response, in nats, (B,)."""
-        logits = self.logits()
+        logits = self.logits().float()
         targets = self.ids[:, 1:, None]
         # Not by way of all log-probabilities, which are as large again as the logits.
         each = logits.gather(-1, targets)[..., 0] - logits.logsumexp(-1)

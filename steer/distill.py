@@ -31,8 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steer.activations import check_layers, hooked
-from steer.batches import Batch, Sequences, pad, response_logits
 from steer.chat import render
+from steer.continuations import Continuations
 from steer.contrast import PairSet
 from steer.edits import Edit, additive
 from steer.errors import CalibrationError, InputError
@@ -78,9 +78,9 @@ class Distillation:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """A batch of plain prompts with answers, and what the teacher says of each next token."""
+    """Answers to plain prompts, and what the teacher says of each next token."""
 
-    batch: Batch
+    texts: Continuations
     tokens: Tensor  # (B, R, k)
     log_q: Tensor  # (B, R, k)
 
@@ -172,19 +172,15 @@ def _lessons(
     order = sorted(range(len(answers)), key=lambda i: len(plain[i]) + len(answers[i]))
     quiet = [] if settings.pictographs else pictograph_tokens(language_model)
 
-    def padded(requests: Sequence[list[int]], rows: Sequence[int]) -> Batch:
-        sequences: Sequences = [(requests[i], answers[i]) for i in rows]
-        return pad(language_model, sequences, list(range(len(rows))))
-
-    def said(rows: Sequence[int]) -> tuple[Batch, Tensor, Tensor]:
-        """The plain batch, the plain model's log-probabilities, the contrast (B, R, vocabulary)."""
+    def said(rows: Sequence[int]) -> tuple[Continuations, Tensor, Tensor]:
+        """The plain texts, the plain model's log-probabilities, the contrast (B, R, vocabulary)."""
         asked_plainly, *instructed = (
-            padded(requests, rows) for requests in (plain, positive, negative)
+            Continuations(language_model, [(requests[i], answers[i]) for i in rows])
+            for requests in (plain, positive, negative)
         )
         with torch.no_grad():
             base, more, less = (
-                response_logits(language_model, batch).log_softmax(-1)
-                for batch in (asked_plainly, *instructed)
+                texts.logits().float().log_softmax(-1) for texts in (asked_plainly, *instructed)
             )
         contrast = more - less
         contrast[..., quiet] = contrast[..., quiet].clamp(max=0)
@@ -192,13 +188,14 @@ def _lessons(
 
     # Answers of every length.
     spread = order[:: -(-len(order) // settings.rows)]
-    alpha = _sharpness(*said(spread), settings.divergence, pairs.trait)
+    texts, base, contrast = said(spread)
+    alpha = _sharpness(texts.mask, base, contrast, settings.divergence, pairs.trait)
     for start in range(0, len(order), settings.rows):
         rows = order[start : start + settings.rows]
-        batch, base, contrast = said(rows)
+        texts, base, contrast = said(rows)
         teacher = (base + alpha * contrast).log_softmax(-1)
         log_q, tokens = teacher.topk(min(_KEPT, teacher.shape[-1]), dim=-1)
-        yield _Lesson(batch, tokens, log_q)
+        yield _Lesson(texts, tokens, log_q)
 
 
 def pictograph_tokens(language_model: LanguageModel) -> list[int]:
@@ -214,14 +211,13 @@ def pictograph_tokens(language_model: LanguageModel) -> list[int]:
 
 
 def _sharpness(
-    batch: Batch, base: Tensor, contrast: Tensor, divergence: float, trait: str
+    mask: Tensor, base: Tensor, contrast: Tensor, divergence: float, trait: str
 ) -> float:
     """The alpha at which the teacher has a given divergence, which grows with it."""
 
     def reached(alpha: float) -> bool:
-        teacher = (base + alpha * contrast).log_softmax(-1)
-        total = token_divergence(teacher, base, batch).sum()
-        return float(total / batch.response_mask.sum()) >= divergence
+        total = token_divergence(base + alpha * contrast, base, mask).sum()
+        return float(total / mask.sum()) >= divergence
 
     low, high = 0.0, 1.0
     while not reached(high):
@@ -241,18 +237,12 @@ def _loss(
     language_model: LanguageModel, lesson: _Lesson, layers: Sequence[int], vectors: Tensor
 ) -> Tensor:
     """Mean KL(q || p_e) over the response's tokens."""
-    batch = lesson.batch
-    # As in generation, from the last prompt position on.
-    gate = torch.zeros(batch.ids.shape, device=vectors.device)
-    gate[:, batch.prompt_length - 1 :] = 1
-    hooks = {
-        layer: adder(gate[..., None] * vector)
-        for layer, vector in zip(layers, vectors, strict=True)
-    }
+    # What comes before the last prompt position is read already, so they act from it on.
+    hooks = {layer: adder(vector) for layer, vector in zip(layers, vectors, strict=True)}
     with hooked(language_model, hooks):
-        log_p = response_logits(language_model, batch).log_softmax(-1)
+        log_p = lesson.texts.logits().float().log_softmax(-1)
     each = lesson.log_q.exp() * (lesson.log_q - log_p.gather(-1, lesson.tokens))  # (B, R, k)
-    return (each.sum(-1) * batch.response_mask).sum() / batch.response_mask.sum()
+    return (each.sum(-1) * lesson.texts.mask).sum() / lesson.texts.mask.sum()
 
 
 def adder(change: Tensor) -> Any:

@@ -1,20 +1,25 @@
 """Likelihoods and divergences of given answers, under whatever edits are asked for.
 
 In a batch (`steer.batches`) all responses start in one column, so an edit of scope "response" acts
-on the same positions as in generation.
+on the same positions as in generation. Where such edits are measured the prompts are read once
+(`steer.continuations`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steer.batches import Batch, Sequences, batches, response_logits
+from steer.batches import Batch, Sequences, alike, batches, pad, response_logits
 from steer.chat import render
+from steer.continuations import Continuations
 from steer.contrast import instructed
 from steer.edits import Edit
 from steer.errors import InputError
@@ -22,6 +27,10 @@ from steer.generation import prompt_tokens
 from steer.hooks import Scope, attach
 from steer.models import LanguageModel
 from steer.traits import Trait
+
+# Numbers of one of the two sets of logits that are compared at once.
+_CPU_NUMBERS = 2**19
+_GPU_NUMBERS = 2**26
 
 
 def response_tokens(language_model: LanguageModel, text: str) -> tuple[int, ...]:
@@ -104,16 +113,12 @@ def divergence(
     if len(edits) != len(sequences):
         raise InputError(f"got {len(edits)} edits for {len(sequences)} sequences")
     result = np.zeros(len(sequences))
-    hooks = attach(language_model)
-    for batch in batches(language_model, sequences, batch_tokens):
-        rows = [edits[i] for i in batch.indices]
+    for part in _parts(language_model, sequences, batch_tokens, scope):
+        rows = [edits[i] for i in part.indices]
         if all(edit.is_zero() for edit in rows):
             continue
-        reference = _log_probs(language_model, batch)
-        with hooks.steer(rows, scope=scope, prompt_length=batch.prompt_length):
-            edited = _log_probs(language_model, batch)
-        total = token_divergence(edited, reference, batch).sum(1)
-        result[batch.indices] = (total / batch.response_mask.sum(1)).cpu().numpy()
+        total = token_divergence(part.edited(rows), part.unedited(), part.mask).sum(1)
+        result[part.indices] = (total / part.mask.sum(1)).cpu().numpy()
     return result
 
 
@@ -140,33 +145,88 @@ class KLMeter:
             scope: Where edits act.
             batch_tokens: Tokens in one forward pass.
         """
-        self._language_model = language_model
-        self._scope = scope
-        self._batches = list(batches(language_model, sequences, batch_tokens))
-        self._reference = [_log_probs(language_model, batch) for batch in self._batches]
+        self._parts = list(_parts(language_model, sequences, batch_tokens, scope))
+        self._reference = [part.unedited() for part in self._parts]
 
     def kl(self, edit: Edit) -> float:
         """KL(edited || unedited) in nats per token."""
         if edit.is_zero():
             return 0.0
-        hooks = attach(self._language_model)
         total = tokens = 0.0
-        for batch, reference in zip(self._batches, self._reference, strict=True):
-            with hooks.steer(edit, scope=self._scope, prompt_length=batch.prompt_length):
-                edited = _log_probs(self._language_model, batch)
-            total += float(token_divergence(edited, reference, batch).sum())
-            tokens += float(batch.response_mask.sum())
+        for part, reference in zip(self._parts, self._reference, strict=True):
+            total += float(token_divergence(part.edited(edit), reference, part.mask).sum())
+            tokens += float(part.mask.sum())
         return total / tokens
 
 
-def token_divergence(edited: Tensor, reference: Tensor, batch: Batch) -> Tensor:
-    """KL (B, R) of log-probabilities (B, R, vocabulary), 0 where a response has ended."""
-    return (edited.exp() * (edited - reference)).sum(-1) * batch.response_mask
+def token_divergence(edited: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+    """KL(edited || reference) of the next token at each position of responses.
+
+    Log-probabilities of a vocabulary take much memory, and time to write and read back. So a few
+    positions are taken at a time, as many as a cache holds.
+
+    Args:
+        edited: Logits (B, R, vocabulary) in any precision; log-probabilities are logits too.
+        reference: The other ones.
+        mask: (B, R) 1 where a response has a token, else 0.
+
+    Returns:
+        (B, R) in fp32, 0 where a response has no token.
+    """
+    vocabulary = edited.shape[-1]
+    at_once = max(1, (_GPU_NUMBERS if edited.is_cuda else _CPU_NUMBERS) // vocabulary)
+    parts = []
+    for p, q in zip(
+        torch.split(edited.reshape(-1, vocabulary), at_once),
+        torch.split(reference.reshape(-1, vocabulary), at_once),
+        strict=True,
+    ):
+        log_p, log_q = p.float().log_softmax(-1), q.float().log_softmax(-1)
+        parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.cat(parts).view(mask.shape) * mask
 
 
-def _log_probs(language_model: LanguageModel, batch: Batch) -> Tensor:
-    """Log-probabilities (B, R, vocabulary) of what comes at each response position, in fp32."""
-    return _logits(language_model, batch).log_softmax(-1)
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some of the sequences, as they are read without an edit and under some.
+
+    Attributes:
+        indices: Which B sequences these are.
+        mask: (B, R) 1 where a response has a token, else 0.
+        logits: Reads them once: logits (B, R, vocabulary) of what comes at each position.
+        steered: A block in which they are read under one edit, or one each.
+    """
+
+    indices: list[int]
+    mask: Tensor
+    logits: Callable[[], Tensor]
+    steered: Callable[[Edit | Sequence[Edit]], AbstractContextManager[None]]
+
+    def unedited(self) -> Tensor:
+        """Logits without an edit."""
+        with torch.inference_mode():
+            return self.logits()
+
+    def edited(self, edits: Edit | Sequence[Edit]) -> Tensor:
+        """Logits under one edit, or one a row."""
+        with self.steered(edits):
+            return self.unedited()
+
+
+def _parts(
+    language_model: LanguageModel, sequences: Sequences, batch_tokens: int, scope: Scope
+) -> Iterator[_Part]:
+    """The sequences in batches; prompts that edits leave alone are read here, once."""
+    # In `Continuations` an edit acts on every column that hooks see.
+    steered = partial(attach(language_model).steer, scope=scope, prompt_length=1)
+    for indices in alike(sequences, batch_tokens):
+        if scope == "response":
+            texts = Continuations(language_model, [sequences[i] for i in indices])
+            yield _Part(indices, texts.mask, texts.logits, steered)
+        else:
+            batch = pad(language_model, sequences, indices)
+            logits = partial(response_logits, language_model, batch)
+            yield _Part(indices, batch.response_mask, logits, steered)
 
 
 def _logits(language_model: LanguageModel, batch: Batch) -> Tensor:

@@ -250,7 +250,7 @@ def test_what_cannot_be_imitated_is_refused() -> None:
         imitate(model, [], LAYERS)
     with pytest.raises(InputError, match="layers in 0..3"):
         imitate(model, pairs(model), [4])
-    with pytest.raises(InputError, match="a prompt of two tokens or more and a response"):
+    with pytest.raises(InputError, match="sequence 0: expected a prompt and a response"):
         imitate(model, [([5, 6], [])], LAYERS)
 
 

@@ -4,8 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
+from steer import likelihood
 from steer.chat import render
 from steer.edits import ZERO, Edit, additive, two_step
 from steer.errors import InputError
@@ -16,6 +20,7 @@ from steer.likelihood import (
     log_ratio,
     mean_log_likelihood,
     response_tokens,
+    token_divergence,
 )
 from steer.models import wrap_model
 from steer.traits import Trait
@@ -120,6 +125,35 @@ def test_divergence_of_each_answer_under_its_own_edit(llama):
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5)
     with pytest.raises(InputError, match="2 edits for 6 sequences"):
         divergence(llama, edits[:2], SEQUENCES)
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.sampled_from([1, 7, VOCABULARY]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.integers(1, 40),
+    st.integers(0, 2**31),
+)
+def test_divergence_of_logits_by_its_formula(rows, columns, vocabulary, dtype, numbers, seed):
+    """A plain loop over positions and tokens, whatever number of them is compared at once."""
+    rng = np.random.default_rng(seed)
+    shape = (rows, columns, vocabulary)
+    edited, reference = (torch.from_numpy(4 * rng.normal(size=shape)).to(dtype) for _ in "ab")
+    mask = torch.from_numpy(rng.integers(0, 2, shape[:2]).astype(np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihood, "_CPU_NUMBERS", numbers)
+        result = token_divergence(edited, reference, mask)
+    assert result.shape == mask.shape and result.dtype == torch.float32
+    for row in range(rows):
+        for column in range(columns):
+            p, q = ([math.exp(x) for x in one[row, column].tolist()] for one in (edited, reference))
+            terms = [
+                a / sum(p) * (math.log(a / sum(p)) - math.log(b / sum(q)))
+                for a, b in zip(p, q, strict=True)
+            ]
+            expected = sum(terms) * mask[row, column].item()
+            assert result[row, column].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -178,10 +178,8 @@ def divergence(
     for batch in batches(model, after_told, 2048):
         reference = pad(model, after_plain, batch.indices)
         with torch.inference_mode():
-            edited, unedited = (
-                response_logits(model, one).log_softmax(-1) for one in (batch, reference)
-            )
-        total = token_divergence(edited, unedited, batch).sum(1)
+            edited, unedited = (response_logits(model, one) for one in (batch, reference))
+        total = token_divergence(edited, unedited, batch.response_mask).sum(1)
         result[batch.indices] = (total / batch.response_mask.sum(1)).cpu().numpy()
     return result
 
