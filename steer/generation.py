@@ -8,13 +8,14 @@ from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessorList
 
 from steer.errors import InputError
 from steer.fields import check_fields
 from steer.hooks import attach
 from steer.kvcache import growing_cache
 from steer.models import LanguageModel
+from steer.repetition import NoRepeatedNGrams, RepetitionPenalty
 
 # Short enough that rows leave soon after their end; a call costs some milliseconds.
 _SEGMENT = 32
@@ -116,20 +117,22 @@ class Decoding:
     def options(self, prompt: int, processors: Sequence[RowProcessor] = ()) -> dict[str, Any]:
         """The fields that are set, as arguments of `model.generate`.
 
-        transformers' `repetition_penalty` argument counts the prompt's tokens too. The tokens that
-        end a turn stand in every chat prompt, so it would hold back the end of each answer, and
-        with it the words that were asked about. Here it looks at the answer alone.
-
         Args:
             prompt: Number of tokens before the answer, padding included.
-            processors: Of the scores, before the penalty.
+            processors: Of the scores, after what must not come twice is ruled out and before the
+                penalty.
         """
         options = {name: value for name, value in asdict(self).items() if value is not None}
-        options["repetition_penalty"] = 1.0  # the model's own default may be another
         steps: list[Any] = list(processors)
-        penalty = self.repetition_penalty
-        if penalty != 1.0:
-            steps.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=prompt))
+        # The model's own defaults may be other ones, so these are given as none.
+        options["repetition_penalty"] = 1.0
+        if self.repetition_penalty != 1.0:
+            steps.append(RepetitionPenalty(self.repetition_penalty, prompt))
+        if "no_repeat_ngram_size" in options:
+            size = options["no_repeat_ngram_size"]
+            options["no_repeat_ngram_size"] = 0
+            if size:
+                steps.insert(0, NoRepeatedNGrams(size))
         if steps:
             options["logits_processor"] = LogitsProcessorList(steps)
         return options

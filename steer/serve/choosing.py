@@ -1,10 +1,10 @@
 """How each request's next token is chosen, in an engine that knows one way for all.
 
 transformers' continuous batching takes the likeliest token of every row, and its own processors
-leave out penalties. Here each request's row is processed by transformers' processors as its
-`Decoding` says, and where it samples, Gumbel noise from a generator of its own is added: the
-likeliest of log p + noise is a sample of p (Gumbel, 1954; Maddison et al., arXiv 1411.0030). So
-what a request samples depends on its seed, and not on who else is being answered.
+leave out penalties. Here each request's row is processed as its `Decoding` says, and where it
+samples, Gumbel noise from a generator of its own is added: the likeliest of log p + noise is a
+sample of p (Gumbel, 1954; Maddison et al., arXiv 1411.0030). So what a request samples depends on
+its seed, and not on who else is being answered.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from steer.generation import Decoding
+from steer.repetition import NoRepeatedNGrams, RepetitionPenalty
 
 
 class Choice:
@@ -50,17 +49,13 @@ class Choice:
         self._prompt = list(prompt)
         self._steps = LogitsProcessorList()
         if decoding.no_repeat_ngram_size:
-            self._steps.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
+            self._steps.append(NoRepeatedNGrams(decoding.no_repeat_ngram_size))
         if decoding.min_new_tokens:
             self._steps.append(
                 MinNewTokensLengthLogitsProcessor(len(prompt), decoding.min_new_tokens, list(ends))
             )
         if decoding.repetition_penalty != 1.0:
-            self._steps.append(
-                RepetitionPenaltyLogitsProcessor(
-                    decoding.repetition_penalty, prompt_ignore_length=len(prompt)
-                )
-            )
+            self._steps.append(RepetitionPenalty(decoding.repetition_penalty, len(prompt)))
         self._generator: torch.Generator | None = None
         if decoding.do_sample:
             self._add_sampling(decoding, defaults)
@@ -98,7 +93,7 @@ class Choice:
         scores = logits.unsqueeze(0)
         if self._steps:
             ids = torch.tensor([[*self._prompt, *answer]], device=logits.device)
-            scores = self._steps(ids, scores)
+            scores = self._steps(ids, scores.clone())
         if self._generator is not None:
             uniform = torch.rand(scores.shape, generator=self._generator, dtype=torch.float64)
             noise = -torch.log(-torch.log(uniform.clamp_min(1e-300)))
