@@ -58,7 +58,8 @@ class Continuations:
                     logits_to_keep=1,
                 ).past_key_values
             if len(first) < len(parts):
-                self._cache.batch_select_indices(torch.tensor(row_of, device=batch.ids.device))
+                # On the CPU, wherever the layers' keys and values are.
+                self._cache.batch_select_indices(torch.tensor(row_of))
         self.ids = batch.ids[:, begin:]
         self.mask = batch.response_mask[:, 1:]
         self._attention = batch.mask

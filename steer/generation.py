@@ -276,7 +276,9 @@ def _segments(
         ids, cache = output.sequences, output.past_key_values
         mask = torch.cat([mask, mask.new_ones((len(ids), ids.shape[1] - mask.shape[1]))], dim=1)
         done += step
-        going = ~torch.isin(ids[:, -step:], ends).any(dim=1)
+        # On the CPU: from there rows can be chosen of tensors on any device, and a model's layers,
+        # and so its keys and values, may lie on several.
+        going = ~torch.isin(ids[:, -step:], ends).any(dim=1).cpu()
         if done >= decoding.max_new_tokens:
             going[:] = False
         for row in torch.nonzero(~going)[:, 0].tolist():
