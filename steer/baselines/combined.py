@@ -84,7 +84,8 @@ class _Group:
         kept = torch.nonzero(place[self.owner] >= 0)[:, 0]
         self.owner, self.coefficient = place[self.owner[kept]], self.coefficient[kept]
         self.mask = self.mask[kept]
-        self.cache.batch_select_indices(kept)
+        # From the CPU rows can be chosen of keys and values on any device.
+        self.cache.batch_select_indices(kept.cpu())
 
 
 class CombinedLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
