@@ -123,6 +123,7 @@ demo: venv ## Show steering on the packaged model
 
 bench: venv ## Measure the overhead of steering
 	$(BIN)/python experiments/bench_overhead.py
+	$(BIN)/python experiments/bench_writing.py
 
 bundle: venv ## Rebuild the default steering bundle: hours
 	$(BIN)/steer build --all $(PORTFOLIO)

@@ -1,9 +1,9 @@
 """Penalties on what an answer has said before, as `transformers` logits processors.
 
 They choose as `RepetitionPenaltyLogitsProcessor` and `NoRepeatNGramLogitsProcessor` of transformers
-do (there are tests), which build several tensors as large as the scores: a tenth of the time of a
-large batch on a CPU. Here the scores of tokens that were said before are changed, in place, and no
-others are looked at.
+do (there are tests), which build several tensors as large as the scores: a good part of the time of
+a large batch on a CPU (experiments/bench_writing.py). Here the scores of tokens that were said
+before are changed, in place, and no others are looked at.
 """
 
 from __future__ import annotations
