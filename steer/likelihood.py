@@ -17,7 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steer.batches import Batch, Sequences, alike, batches, pad, response_logits
+from steer.batches import (
+    Sequences,
+    alike,
+    batches,
+    check_sequences,
+    pad,
+    response_logits,
+)
 from steer.chat import render
 from steer.continuations import Continuations
 from steer.contrast import instructed
@@ -45,7 +52,8 @@ def mean_log_likelihood(
     """Mean log-probability (nats per token) of each response given its prompt, shape (n,)."""
     result = np.empty(len(sequences))
     for batch in batches(language_model, sequences, batch_tokens):
-        logits = _logits(language_model, batch)
+        with torch.inference_mode():
+            logits = response_logits(language_model, batch)
         targets = batch.ids[:, batch.prompt_length :, None]
         # Not by way of all log-probabilities, which are as large again as the logits.
         chosen = logits.gather(-1, targets)[..., 0] - logits.logsumexp(-1)
@@ -109,16 +117,20 @@ def divergence(
 
     Returns:
         (n,) mean over each response's tokens, in nats per token.
+
+    Raises:
+        InputError: If numbers differ, or a prompt or a response is empty.
     """
     if len(edits) != len(sequences):
         raise InputError(f"got {len(edits)} edits for {len(sequences)} sequences")
+    check_sequences(sequences)
     result = np.zeros(len(sequences))
-    for part in _parts(language_model, sequences, batch_tokens, scope):
-        rows = [edits[i] for i in part.indices]
-        if all(edit.is_zero() for edit in rows):
-            continue
-        total = token_divergence(part.edited(rows), part.unedited(), part.mask).sum(1)
-        result[part.indices] = (total / part.mask.sum(1)).cpu().numpy()
+    moved = [i for i, edit in enumerate(edits) if not edit.is_zero()]
+    for part in _parts(language_model, [sequences[i] for i in moved], batch_tokens, scope):
+        rows = [moved[i] for i in part.indices]
+        edited = part.edited([edits[row] for row in rows])
+        total = token_divergence(edited, part.unedited(), part.mask).sum(1)
+        result[rows] = (total / part.mask.sum(1)).cpu().numpy()
     return result
 
 
@@ -227,8 +239,3 @@ def _parts(
             batch = pad(language_model, sequences, indices)
             logits = partial(response_logits, language_model, batch)
             yield _Part(indices, batch.response_mask, logits, steered)
-
-
-def _logits(language_model: LanguageModel, batch: Batch) -> Tensor:
-    with torch.inference_mode():
-        return response_logits(language_model, batch)
