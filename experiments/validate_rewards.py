@@ -38,6 +38,7 @@ from people import (
 )
 from precision import add_dtype, loaded
 from tables import write_json, write_markdown
+from timing import command
 
 # The traits in other words are the arena's.
 sys.path.append(str(Path(__file__).parent / "arena"))
@@ -112,7 +113,13 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="local folder or hub id")
     parser.add_argument("--no-model", action="store_true", help="leave out what needs the model")
     add_dtype(parser)
-    parser.add_argument("--build-dir", type=Path, help="work folder of a build; default: its own")
+    parser.add_argument(
+        "--build-dir",
+        type=Path,
+        default=cache_dir() / "build",
+        help="work folder of a build; of traits without contrast pairs there, probes on them are "
+        "left out",
+    )
     parser.add_argument("--pairs", type=int, default=800, help="most pairs of a data set")
     parser.add_argument("--model-pairs", type=int, default=150, help="the same for the log-ratio")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "rewards")
@@ -150,7 +157,8 @@ def main() -> None:
     if not arguments.no_model:
         model = loaded(arguments)
         encoders.append(activation_encoder(model))
-    build = cache_dir() / "build" if arguments.build_dir is None else arguments.build_dir
+    # Where a build leaves them: answers of another precision are other answers.
+    build = arguments.build_dir / arguments.dtype
     learnt = [("simplicity", simple), ("positivity", bright), ("warmth", polite), ("safety", safe)]
     if model is not None:
         formal = official(model, People(data, seed, build))
@@ -282,7 +290,7 @@ def write(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
         ),
     ]
     content = {
-        "command": "python experiments/validate_rewards.py --data FOLDER",
+        "command": command("experiments/validate_rewards.py"),
         "seed": arguments.seed,
         "dtype": arguments.dtype,
         "versions": versions(),
