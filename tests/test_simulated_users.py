@@ -122,12 +122,12 @@ def test_prompts_are_told_of_every_trait_once(tmp_path: Path) -> None:
     sets = [(), ("brevity",), ("brevity", "warmth")]
     rewards = [FunctionReward("a", lambda p, a: [float("brief" in one) for one in p])]
     arguments = (model, bundle, sets, ["Tea?", "Rain?"], SHORT, rewards, tmp_path)
-    rows = prompted.measured(*arguments)
+    rows = list(prompted.measured(*arguments))
     assert [row.traits for row in rows] == sets
     assert rows[0].kl == 0 and rows[1].kl > 0
     (file,) = tmp_path.iterdir()
     before = file.read_text()
-    assert prompted.measured(*arguments) == rows and file.read_text() == before
+    assert list(prompted.measured(*arguments)) == rows and file.read_text() == before
 
 
 def test_it_runs_on_the_default_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,10 +82,15 @@ def main() -> None:
     if arguments.quick:
         prompts, decoding, sets = prompts[:2], Decoding(max_new_tokens=8), sets[:2]
     rows = measured(model, bundle, sets, prompts, decoding, rewards, arguments.work_dir)
-    found, known = np.array(rows[0].rewards), portfolio.mean_rewards[0]
+    plain = next(rows)
+    found, known = np.array(plain.rewards), portfolio.mean_rewards[0]
     if not arguments.quick and not np.allclose(found, known, atol=0.02):
-        sys.exit(f"unsteered the model earns {found}, and {known} where the portfolio was made")
-    write(rows, portfolio.traits, len(prompts), model, arguments)
+        sys.exit(
+            f"unsteered the model earns {found}, and {known} where the portfolio was made: what "
+            "prompts are worth cannot be compared with its entries. In bfloat16 other processors "
+            "write other answers; make the portfolio here too (`make portfolio`)"
+        )
+    write([plain, *rows], portfolio.traits, len(prompts), model, arguments)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -132,8 +137,8 @@ def measured(
     decoding: Decoding,
     rewards: Sequence[Reward],
     folder: Path,
-) -> list[Row]:
-    """A row for each set; what is in the folder costs nothing."""
+) -> Iterator[Row]:
+    """A row for each set, as soon as it is measured; what is in the folder costs nothing."""
     header = {
         "model": model.fingerprint.to_dict(),
         "dtype": model.precision,
@@ -144,11 +149,9 @@ def measured(
         "versions": versions(),
     }
     journal = Journal(folder / f"prompted-{content_key(header)}.jsonl", header)
-    rows = [
-        Row(tuple(row["traits"]), tuple(row["rewards"]), row["kl"], row["fluent"])
-        for row in journal.rows
-    ]
-    for some in tqdm(sets[len(rows) :], desc="prompts", disable=None):
+    for row in journal.rows:
+        yield Row(tuple(row["traits"]), tuple(row["rewards"]), row["kl"], row["fluent"])
+    for some in tqdm(sets[len(journal.rows) :], desc="prompts", disable=None):
         shares = dict.fromkeys(some, 1 / len(some)) if some else None
         chats = [SystemPrompt().chat(bundle, Request(prompt, shares)) for prompt in prompts]
         told = [render(model.tokenizer, chat) for chat in chats]
@@ -156,11 +159,9 @@ def measured(
         values, fluent = score(rewards, prompts, [one.text for one in answers])
         tokens = [one.tokens for one in answers]
         kl = divergence(model, told, prompts, tokens) if some else np.zeros(len(prompts))
-        rows.append(
-            Row(some, tuple(values.mean(0).tolist()), float(kl.mean()), float(fluent.mean()))
-        )
-        journal.append([asdict(rows[-1])])
-    return rows
+        one = Row(some, tuple(values.mean(0).tolist()), float(kl.mean()), float(fluent.mean()))
+        journal.append([asdict(one)])
+        yield one
 
 
 def divergence(
