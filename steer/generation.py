@@ -128,11 +128,9 @@ class Decoding:
         options["repetition_penalty"] = 1.0
         if self.repetition_penalty != 1.0:
             steps.append(RepetitionPenalty(self.repetition_penalty, prompt))
-        if "no_repeat_ngram_size" in options:
-            size = options["no_repeat_ngram_size"]
+        if self.no_repeat_ngram_size:
             options["no_repeat_ngram_size"] = 0
-            if size:
-                steps.insert(0, NoRepeatedNGrams(size))
+            steps.insert(0, NoRepeatedNGrams(self.no_repeat_ngram_size))
         if steps:
             options["logits_processor"] = LogitsProcessorList(steps)
         return options

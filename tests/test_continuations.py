@@ -44,6 +44,7 @@ def one_prompt(length: int = 19) -> Pairs:
 SETS = {
     "different": different(),
     "shared": one_prompt(),
+    "shared, of two tokens": one_prompt(2),
     "shared and shortest": one_prompt(1),
     "two prompts, in turn": [one_prompt()[0], different()[0], *one_prompt()[1:3], different()[1]],
     "one of them a token": [*different()[:2], *one_prompt(1)[2:4]],
