@@ -12,10 +12,16 @@ Doses of a mixture have length one, as those of any composition (`steer.weights.
 those at which the trait that gains least, in proportion to what is asked of it, gains most (or, of
 traits that undo each other, loses least):
 
-    max min_j gain_j(c) / asked_j   over   |c| = 1,   c_j >= (1/2) of its dose by weights alone.
+    max min_j gain_j(c) / asked_j   over   |c| = 1,   1/2 <= c_j / alone_j <= 5/2
 
-The bound leaves no trait that is asked for to the side effects of others, which are less sure than
-its own edit's. Traits without weight get no dose: nothing comes that was not asked for.
+where alone_j is its dose by weights alone. The lower bound leaves no trait that is asked for to the
+side effects of others, which are less sure than its own edit's; the upper one makes none a means to
+what others want. Traits without weight get no dose: nothing comes that was not asked for.
+
+What is hardly wanted may be lost. A side effect is no smaller where little is asked, so that in
+proportion it is without limit, and fairness alone would give all doses up for it. So what other
+traits do to trait j counts in full from 2/5 of the largest weight on, less below, and not at all
+from 1/10 down: as a weight goes to zero the doses become those without the trait.
 """
 
 from __future__ import annotations
@@ -46,8 +52,11 @@ Float64 = NDArray[np.float64]
 # A trait is asked for no more than its own edit can do: a weak one would take the whole dose.
 _ASKED = 0.25
 # Of what a trait's dose would be by the weights alone.
-_LEAST = 0.5
-# Directions from the best of which doses are refined: the least gain has several local maxima.
+_LEAST, _MOST = 0.5, 2.5
+# Of the largest weight: up to where side effects on a trait do not count, and from where they do.
+_IGNORED, _COUNTED = 0.1, 0.4
+# Directions from the best of which doses are refined, for each trait that one favours most: the
+# least gain has several local maxima.
 _TRIED = 512
 
 
@@ -101,7 +110,7 @@ class Interference:
     def doses(self, shares: Mapping[str, float]) -> dict[str, float]:
         """By how much of its dose each trait's edit enters a composition, together of length one.
 
-        Of a weighted trait w_j min(gains[j, j], 1/4) is asked, which is in proportion to the
+        Of a weighted trait alone_j min(gains[j, j], 1/4) is asked, which is in proportion to the
         weights but for traits whose own edit does less than that.
 
         Args:
@@ -121,12 +130,25 @@ class Interference:
         linear, quadratic = self._among(names)
         own = linear.diagonal() + np.einsum("iii->i", quadratic)
         asked = alone * np.minimum(own, _ASKED)
-        floor = _LEAST * alone
+        # Of what others do to each trait, and all that it does itself.
+        counted = np.clip((alone / alone.max() - _IGNORED) / (_COUNTED - _IGNORED), 0, 1)
+        each = np.arange(len(names))
+        itself = linear[each, each], quadratic[each, each, each]
+        linear, quadratic = counted * linear, counted * quadratic
+        linear[each, each], quadratic[each, each, each] = itself
+        floor, most = _LEAST * alone, np.minimum(_MOST * alone, 1)
 
         def gains(c: Float64) -> Float64:
-            """(..., k) in proportion to what is asked."""
-            both = np.einsum("...i,...k,ikj->...j", c, c, quadratic)
-            return np.asarray((c @ linear + both) / asked)
+            """(..., k) by what counts."""
+            return np.asarray(c @ linear + np.einsum("...i,...k,ikj->...j", c, c, quadratic))
+
+        def least(c: Float64) -> Float64:
+            """(...) of the gains in proportion to what is asked."""
+            return np.asarray((gains(c) / asked).min(-1))
+
+        def slopes(c: Float64) -> Float64:
+            """(k, k) of the gains, a row a gain."""
+            return np.asarray((linear + 2 * np.einsum("k,ikj->ij", c, quadratic)).T)
 
         # On the sphere, above the floor.
         room = 1 - floor @ floor
@@ -134,24 +156,43 @@ class Interference:
         reach = drawn @ floor
         squares = (drawn**2).sum(1)
         step = (np.sqrt(reach**2 + squares * room) - reach) / squares
-        tried = np.concatenate([alone[None], floor + step[:, None] * drawn])
-        first = tried[gains(tried).min(1).argmax()]
-        # c with the least gain t, as large as can be.
-        found = minimize(
-            lambda x: -x[-1],
-            np.append(first, gains(first).min()),
-            jac=lambda x: np.append(np.zeros(len(names)), -1.0),
-            method="SLSQP",
-            bounds=[*((low, 1.0) for low in floor), (None, None)],
-            constraints=[
-                {"type": "ineq", "fun": lambda x: gains(x[:-1]) - x[-1]},
-                {"type": "eq", "fun": lambda x: x[:-1] @ x[:-1] - 1},
-            ],
-            options={"maxiter": 200, "ftol": 1e-9},
-        )
-        refined = np.maximum(found.x[:-1], floor)
-        refined /= np.linalg.norm(refined)
-        return max(refined, first, key=lambda c: float(gains(c).min()))
+        tried = floor + step[:, None] * drawn
+        tried = np.concatenate([alone[None], tried[(tried <= most).all(1)]])
+        favoured, value = (tried / alone).argmax(1), least(tried)
+        starts = [
+            tried[np.where(favoured == trait, value, -np.inf).argmax()]
+            for trait in np.unique(favoured)
+        ]
+
+        def refined(start: Float64) -> Float64:
+            """Doses c with the least gain t, as large as can be from there."""
+            found = minimize(
+                lambda x: -x[-1],
+                np.append(start, least(start)),
+                jac=lambda x: np.append(np.zeros(len(names)), -1.0),
+                method="SLSQP",
+                bounds=[*zip(floor, most, strict=True), (None, None)],
+                constraints=[
+                    # In units of gains: in proportion to what is asked, those of which little is
+                    # dwarf the others.
+                    {
+                        "type": "ineq",
+                        "fun": lambda x: gains(x[:-1]) - asked * x[-1],
+                        "jac": lambda x: np.concatenate([slopes(x[:-1]), -asked[:, None]], axis=1),
+                    },
+                    {
+                        "type": "eq",
+                        "fun": lambda x: x[:-1] @ x[:-1] - 1,
+                        "jac": lambda x: np.append(2 * x[:-1], 0.0),
+                    },
+                ],
+                options={"maxiter": 200, "ftol": 1e-9},
+            )
+            c = np.clip(found.x[:-1], floor, most)
+            return np.asarray(c / np.linalg.norm(c))
+
+        tried = np.stack([*starts, *map(refined, starts)])
+        return np.asarray(tried[least(tried).argmax()])
 
     def _among(self, names: list[str]) -> tuple[Float64, Float64]:
         """The terms (k, k) and (k, k, k) of some traits; of those not known, as if alone."""

@@ -73,8 +73,10 @@ def measure_interference(
         trait = traits.index(name)
         square = d + int(np.flatnonzero((first == trait) & (second == trait))[0])
         own = each[:, trait, j] + each[:, square, j]  # (P,) of its own dose
-        if own.mean() > _SURE * own.std(ddof=1) / np.sqrt(len(own)):
-            fitted = np.round(each[:, :, j].mean(0), _DIGITS)
+        fitted = np.round(each[:, :, j].mean(0), _DIGITS)
+        # An edit that does nothing leaves a rounding error, which is sure of its sign.
+        surely = own.mean() > _SURE * own.std(ddof=1) / np.sqrt(len(own))
+        if surely and fitted[trait] + fitted[square] > 0:
             linear[:, trait] = fitted[:d]
             # A term of two traits is one number, and stands on both sides of the diagonal.
             quadratic[first, second, trait] += fitted[d:] / 2
