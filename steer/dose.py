@@ -209,8 +209,11 @@ def search_dose(
         on_trial: Called after each new one.
 
     Raises:
+        InputError: If there is no dose to try, or one is not positive.
         CalibrationError: If no dose leaves the answers whole.
     """
+    if not kls or not all(0 < kl < np.inf for kl in kls):
+        raise InputError(f"kls: expected one or more positive nats per token, got {tuple(kls)}")
     everything = [*prompts, *confirm]
     texts = [render(language_model.tokenizer, prompt) for prompt in everything]
     if unsteered is None:
@@ -241,7 +244,8 @@ def search_dose(
             point = _solve(meter, edit, kl, scan)
             note(kl, answer(point.factor, point.kl, first))
         doses.append(kl)
-        if _falls_apart(tried[kl], before):
+        # An earlier search may have confirmed it, on more prompts.
+        if _falls_apart(tried[kl], base[tried[kl].prompts]):
             break
     while True:
         leading = choose_dose(base, [tried[kl] for kl in doses])

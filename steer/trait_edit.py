@@ -295,7 +295,8 @@ def _dose(
 ) -> DoseSearch:
     """Search the dose, going on from what an earlier run tried with exactly this edit."""
     # Everything that a dose's answers hang on, but not which doses are asked for.
-    settings = [asdict(recipe.decoding), recipe.scope, recipe.develop_prompts]
+    prompts = [recipe.develop_prompts, recipe.confirm_prompts]
+    settings = [asdict(recipe.decoding), recipe.scope, prompts]
     what = [trait.asked, edit.digest, settings, language_model.fingerprint.to_dict()]
     path = folder / "doses" / f"{trait.name}-{content_key(what)}.json"
     tried = _read_trials(path) if path.exists() else {}

@@ -27,6 +27,7 @@ from steer.edits import ZERO, Edit, additive
 from steer.errors import CalibrationError, InputError
 from steer.generation import Decoding, generate_batch
 from steer.hooks import attach
+from steer.recipe import Recipe
 from steer.soundness import LESS_RELEVANT
 from tests.models import LAYERS, WIDTH, tiny
 
@@ -234,3 +235,51 @@ def test_the_leading_dose_is_confirmed_on_further_prompts(
     # Pooled over all five prompts: two of them at a half.
     assert kept[0.2].prompts == 5 and kept[0.2].incoherent == pytest.approx(0.2)
     assert judged == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.2, 0.1], rel=0.03)
+
+
+@pytest.mark.parametrize("kls", [(), (0.1, 0.0), (float("nan"),), (float("inf"),)])
+def test_doses_to_try_are_positive(kls: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="kls: expected one or more positive"):
+        Recipe(kls=kls)
+    model = tiny("llama")
+    meter = reference_meter(model, PROMPTS[:1])
+    with pytest.raises(InputError, match="kls: expected one or more positive"):
+        search_dose(model, some_edit(), PROMPTS, short, meter=meter, kls=kls)
+
+
+def test_a_finished_search_finds_the_same_again(
+    judged: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first dose leads and loops on the further prompts, but on some the model loops too."""
+    model, decoding = tiny("llama"), Decoding(max_new_tokens=6)
+    meter = reference_meter(model, PROMPTS)
+    more = ["One more?", "And this?"]
+    loops = {0.0: 0.5, 0.1: 0.6, 0.2: 0.5}
+    gains = {0.0: 0.0, 0.1: 2.0, 0.2: 1.0}
+    trial = dose._trial
+
+    def judge(factor: float, kl: float, prompts: Sequence[str], *rest: Any) -> DoseTrial:
+        known = min(loops, key=lambda k: abs(k - kl))
+        made = trial(factor, kl, prompts, *rest)
+        looping = loops[known] if list(prompts) == more else 0.0
+        return replace(made, gain=gains[known], incoherent=looping)
+
+    monkeypatch.setattr(dose, "_trial", judge)
+
+    def search(tried: dict[float, DoseTrial]) -> DoseSearch:
+        return search_dose(
+            model,
+            some_edit(),
+            PROMPTS,
+            short,
+            meter=meter,
+            kls=(0.1, 0.2),
+            decoding=decoding,
+            confirm=more,
+            tried=tried,
+        )
+
+    kept: dict[float, DoseTrial] = {}
+    found = search(kept)
+    assert found.chosen.kl == pytest.approx(0.2, rel=0.03)
+    assert search(kept) == found

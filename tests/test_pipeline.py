@@ -26,11 +26,12 @@ from steer.prompts import Prompt, load_prompts
 from steer.recipe import Recipe
 from steer.rewards import readability_reward
 from steer.search import Effort
-from steer.trait_edit import _mean_log_ratio, _read
+from steer.trait_edit import Context, _dose, _mean_log_ratio, _read
 from steer.traits import Pole, Trait, load_traits
 from steer.undosed import plain_prompts
 from steer.versions import versions
 from tests.models import tiny, with_pictographs
+from tests.test_generation import an_edit
 
 QUICK = Recipe(
     prompts=10, develop_prompts=8, confirm_prompts=0, decoding=Decoding(max_new_tokens=6)
@@ -280,6 +281,26 @@ def test_a_trait_is_distilled_with_pictographs_or_without(
                 scale = np.linalg.norm(got) / np.linalg.norm(wanted)
                 np.testing.assert_allclose(got, scale * wanted, rtol=1e-4, atol=1e-6)
         assert not np.allclose(expected[0].layers[layers[0]].e, expected[1].layers[layers[0]].e)
+
+
+def test_doses_tried_on_other_prompts_are_not_taken_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[dict[float, DoseTrial]] = []
+
+    def search(*args: Any, tried: Any, on_trial: Any, **options: Any) -> DoseSearch:
+        known.append(dict(tried))
+        tried[0.1] = trial = DoseTrial(0.7, 0.1, 1.0, 0.0, 1.0, 8)
+        on_trial()
+        return DoseSearch(trial, trial, (trial,))
+
+    monkeypatch.setattr(trait_edit, "search_dose", search)
+    edit = an_edit(0)
+    context = Context(("Why?",), ("How?",), ("So.", "Thus."), None)
+    for confirm in (2, 2, 1):
+        recipe = replace(QUICK, confirm_prompts=confirm)
+        _dose(tiny("llama"), load_traits()["brevity"], edit, recipe, tmp_path, context, None)
+    assert [list(one) for one in known] == [[], [0.1], []]
 
 
 def test_a_portfolio_is_of_traits_that_are_built() -> None:
