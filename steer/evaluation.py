@@ -193,7 +193,7 @@ class Evaluator:
             "model": self._model.fingerprint.to_dict(),
             "edits": {name: [e.digest for e in edits] for name, edits in self.families.items()},
             "prompts": list(self.prompts),
-            "rewards": [repr(reward.name) for reward in self.rewards],
+            "rewards": [reward.key for reward in self.rewards],
             "decoding": asdict(self._decoding),
             "scope": self._scope,
             "gate": None if self._gate is None else self._gate.digest,

@@ -64,7 +64,7 @@ def make_interference(
         return None
     edits = tuple(entry.edit for entry in built.entries.values())
     prompts = [prompt.text for prompt in load_prompts("develop")[: recipe.interference_prompts]]
-    asked = [list(built.entries), [reward.name for reward in rewards.values()], prompts]
+    asked = [list(built.entries), [reward.key for reward in rewards.values()], prompts]
     key = content_key([asked, [edit.digest for edit in edits], asdict(decoding), recipe.scope])
     (folder / "interference").mkdir(parents=True, exist_ok=True)
     evaluator = Evaluator(

@@ -168,14 +168,15 @@ def make_portfolio(
         )
         for source in (built.sources[name] for name in wanted.traits)
     ]
-    # What measurements hang on, but not what is made of them: another size costs no new ones.
     names = [reward.name for reward in rewards]
     if searched is not None and (searched.traits, list(searched.rewards)) != (wanted.traits, names):
         raise InputError(
             f"portfolio: what was searched is of {searched.traits} by {searched.rewards}, expected "
             f"{wanted.traits} by {names}; search anew"
         )
-    asked = [wanted.traits, names, wanted.prompts, asdict(wanted.decoding), recipe.seed]
+    # What measurements hang on, but not what is made of them: another size costs no new ones.
+    keys = [reward.key for reward in rewards]
+    asked = [wanted.traits, keys, wanted.prompts, asdict(wanted.decoding), recipe.seed]
     mixed = [edit.digest for edits in space.families.values() for edit in edits]
     (folder / "portfolios").mkdir(parents=True, exist_ok=True)
     return precompute(

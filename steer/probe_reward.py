@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from steer.errors import DataError, InputError
 from steer.likelihood import response_tokens
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
-from steer.resources import data_dir
+from steer.resources import content_key, data_dir
 from steer.rewards import Range, check_lengths
 from steer.sentence_encoder import embed, embed_style
 
@@ -115,6 +115,11 @@ class ProbeReward:
     direction: Float64
     range: Range
     accuracy: float
+
+    @property
+    def key(self) -> str:
+        """The encoder, which the name tells, the direction, and the scale."""
+        return content_key([self.name, self.direction.tolist(), asdict(self.range)])
 
     def project(self, texts: Sequence[str]) -> Float64:
         """Positions of n texts along the direction (n,), before they are scaled to rewards."""

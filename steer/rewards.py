@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from steer.measures import TRAIT_MEASURES, automated_readability, is_coherent, w
 from steer.models import LanguageModel
 from steer.quiet import no_progress_bars
 from steer.relevance import relevance
+from steer.resources import content_key
 from steer.traits import Trait
 
 Float64 = NDArray[np.float64]
@@ -36,7 +37,12 @@ class Reward(Protocol):
 
     @property
     def name(self) -> str:
-        """What is rewarded."""
+        """What is rewarded, for people."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """What its values hang on: measurements are kept under it, and not taken for others."""
         ...
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Float64:
@@ -81,7 +87,7 @@ class TextReward:
     """A measure of the response alone, scaled.
 
     Attributes:
-        name: What is measured, with its scale: measurements are kept under it.
+        name: What is measured.
         value: The measure of a text.
         range: What earns 0 and 1.
     """
@@ -89,6 +95,11 @@ class TextReward:
     name: str
     value: Callable[[str], float]
     range: Range
+
+    @property
+    def key(self) -> str:
+        """The name and the scale."""
+        return content_key([self.name, asdict(self.range)])
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Float64:
         """Scaled measures (n,)."""
@@ -149,6 +160,11 @@ class RelevanceReward:
     range: Range = Range(0.0, 0.8)
     name: str = "relevance"
 
+    @property
+    def key(self) -> str:
+        """The name and the scale."""
+        return content_key([self.name, asdict(self.range)])
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Float64:
         """Scaled similarities (n,)."""
         check_lengths(prompts, responses)
@@ -178,6 +194,13 @@ class LogRatioReward:
     def name(self) -> str:
         """What is rewarded."""
         return f"log-ratio of {self.trait.name}"
+
+    @property
+    def key(self) -> str:
+        """The judge, what it is asked, how much it reads, and the scale."""
+        judge = self.language_model.fingerprint.to_dict()
+        asked = [self.trait.asked, self.max_tokens]
+        return content_key([self.name, judge, asked, asdict(self.range)])
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Float64:
         """Scaled log-ratios (n,)."""
@@ -261,6 +284,7 @@ class ClassifierReward:
             raise InputError(f"label: expected one of {', '.join(labels)}, got {label!r}")
         self._model = loaded.to(device or "cpu").eval()
         self.name = str(model) if label is None else f"{model}: {label}"
+        self.key = self.name
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Float64:
         """Probabilities (n,)."""
@@ -291,12 +315,17 @@ class FunctionReward:
     """A function of prompts and responses, checked.
 
     Attributes:
-        name: What is rewarded.
+        name: What is rewarded; another function has another one.
         function: Gives n numbers in [0, 1].
     """
 
     name: str
     function: Callable[[Sequence[str], Sequence[str]], ArrayLike]
+
+    @property
+    def key(self) -> str:
+        """The name."""
+        return self.name
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Float64:
         """What the function gives (n,).

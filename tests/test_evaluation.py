@@ -20,7 +20,7 @@ from steer.likelihood import KLMeter
 from steer.models import LanguageModel
 from steer.objective import Objective
 from steer.portfolio import Candidate
-from steer.rewards import TextReward, length_reward, sentiment_reward
+from steer.rewards import Range, TextReward, length_reward, sentiment_reward
 from tests.models import WIDTH, tiny
 from tests.test_generation import an_edit
 
@@ -135,6 +135,7 @@ def test_half_a_line_is_measured_again(model: LanguageModel, tmp_path: Path, cut
         {"prompts": PROMPTS[:2]},
         {"gate": GATE},
         {"rewards": REWARDS[:1]},
+        {"rewards": [replace(REWARDS[0], range=Range(0, 9)), *REWARDS[1:]]},  # of the same name
         {"decoding": replace(DECODING, max_new_tokens=11)},
         {"families": {"deep": [an_edit(1), an_edit(2)], "early": [an_edit(2), an_edit(4)]}},
     ],

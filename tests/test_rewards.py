@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from steer.errors import InputError, ModelError
 from steer.likelihood import log_ratio
 from steer.measures import TRAIT_MEASURES
 from steer.objective import Objective
+from steer.probe_reward import SENTENCES, ProbeReward
 from steer.rewards import (
     ClassifierReward,
     FunctionReward,
@@ -109,6 +111,31 @@ def test_rewards_on_another_scale_have_another_name() -> None:
     names = [reward.name for pair in pairs_of_names for reward in pair]
     assert len(set(names)) == len(names)
     assert formality_reward().name == "casual marks per 100 words, 12 to 0"
+
+
+def test_rewards_that_differ_have_different_keys() -> None:
+    """Measurements are kept under them."""
+    llama, wide, loud = tiny("llama"), Range(0, 1), Trait("calm", ["Be loud."], ["Be calm."])
+    probe = ProbeReward("probe", SENTENCES, np.eye(384)[0], wide, 1.0)
+    different = [
+        length_reward(),
+        length_reward(10),
+        RelevanceReward(),
+        RelevanceReward(Range(0, 0.5)),
+        LogRatioReward(llama, TRAIT, wide),
+        LogRatioReward(llama, loud, wide),
+        LogRatioReward(tiny("qwen2"), TRAIT, wide),
+        LogRatioReward(llama, TRAIT, Range(0, 2)),
+        LogRatioReward(llama, TRAIT, wide, max_tokens=64),
+        probe,
+        replace(probe, direction=np.eye(384)[1]),
+        replace(probe, range=Range(0, 2)),
+        FunctionReward("one", lambda prompts, responses: [1.0] * len(responses)),
+        FunctionReward("another", lambda prompts, responses: [0.0] * len(responses)),
+    ]
+    assert len({reward.key for reward in different}) == len(different)
+    assert LogRatioReward(tiny("llama"), TRAIT, wide).key == different[4].key
+    assert replace(probe).key == probe.key
 
 
 @pytest.mark.real
