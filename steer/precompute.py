@@ -85,9 +85,10 @@ class PortfolioRecipe:
         for name, least in (("size", self.size), ("shortlist", self.shortlist)):
             if least is not None and least < 1:
                 raise InputError(f"portfolio {name}: expected at least 1, got {least}")
-        for name, number in zip(("epsilon", "delta"), guarantee, strict=True):
-            if number is not None and not 0 <= number < math.inf:
-                raise InputError(f"portfolio {name}: expected a number >= 0, got {number}")
+        if self.epsilon is not None and not 0 <= self.epsilon <= 1:
+            raise InputError(f"portfolio epsilon: expected 0 to 1, got {self.epsilon}")
+        if self.delta is not None and not 0 <= self.delta < math.inf:
+            raise InputError(f"portfolio delta: expected a number >= 0, got {self.delta}")
         if self.questions < 0:
             raise InputError(f"portfolio questions: expected 0 or more, got {self.questions}")
         if not 4 <= self.prompts <= 100:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +20,14 @@ from steer.cover import (
     closeness_for,
     cover_of_size,
     grid,
+    guarantee,
     is_cover,
     levels,
     minimal_cover,
     size_formula,
     uniform_weights,
 )
+from steer.cover.grids import simplex_cells
 from steer.errors import InputError
 
 PAPER = Closeness(0.4, 0.0125)
@@ -252,6 +256,40 @@ def test_greedy_and_exact_and_grid() -> None:
     assert exact.check.verdict == greedy.check.verdict == "yes"
     again = minimal_cover(4, closeness, method="greedy")
     assert np.array_equal(greedy.weights, again.weights)
+
+
+@given(st.integers(0, 2**32), st.integers(2, 4), st.integers(1, 7))
+@settings(deadline=None)
+def test_cells_are_the_products_that_meet_the_simplex(seed: int, dim: int, number: int) -> None:
+    rng = np.random.default_rng(seed)
+    low, high = np.sort(rng.uniform(0, 1, (2, number)), axis=1)
+    low, high = np.minimum(low, high), np.maximum(low, high)
+    names = np.arange(number, dtype=float)
+    products = itertools.product(range(number), repeat=dim)
+    wanted = [p for p in products if low[list(p)].sum() < 1 < high[list(p)].sum()]
+    found = simplex_cells(names, low, high, dim)
+    assert found.tolist() == [list(map(float, p)) for p in wanted]
+
+
+def test_a_fine_grid_takes_no_more_memory_than_its_cells() -> None:
+    closeness = Closeness(0.0, 2.5e-4)  # every pair of its 2000 levels: 32 MB an array
+    tracemalloc.start()
+    cells = grid(2, closeness)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(cells) == 2000 and peak < 4e6
+
+
+def test_without_a_relative_part_there_is_one_closeness(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Closeness] = []
+
+    def watched(dim: int, closeness: Closeness) -> Any:
+        asked.append(closeness)
+        return grid(dim, closeness)
+
+    monkeypatch.setattr(guarantee, "grid", watched)
+    closeness_for(2, 0.0, 0.1, Scale(0.0, 2.0))
+    assert len(asked) == 1
 
 
 def test_without_time_the_grid_is_returned() -> None:

@@ -187,6 +187,7 @@ def test_compositions_stand_beside_what_is_found(tmp_path: Path, confirm: int) -
         ({"shortlist": 0}, "shortlist"),
         ({"size": None, "delta": -0.1}, "delta"),
         ({"size": None, "epsilon": float("nan")}, "epsilon"),
+        ({"size": None, "epsilon": 1.5}, "0 to 1"),
         ({"prompts": 1}, "prompts"),
         ({"prompts": 90, "confirm_prompts": 11}, "confirm_prompts: expected 0 to 10"),
     ],

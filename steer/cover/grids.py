@@ -128,24 +128,34 @@ def grid(dim: int, closeness: Closeness, kind: Kind = "combined") -> Float64:
 
 
 def simplex_cells(weights: Float64, low: Float64, high: Float64, dim: int) -> Float64:
-    """Products of 1-d intervals that meet the simplex in more than a face of theirs."""
+    """Products of 1-d intervals that meet the simplex in more than a face of theirs.
+
+    Args:
+        weights: (n,) of the intervals.
+        low: (n,) lower ends, ascending.
+        high: (n,) upper ends, ascending.
+        dim: Number of factors.
+
+    Raises:
+        InputError: If there are too many to list.
+    """
     tiny = 1e-12
     rows = np.zeros((1, 0), np.int64)
+    lowest = highest = np.zeros(1)
     for position in range(dim):
-        rows = np.concatenate(
-            [
-                np.repeat(rows, len(weights), axis=0),
-                np.tile(np.arange(len(weights)), len(rows))[:, None],
-            ],
-            axis=1,
-        )
+        # Of each row the levels that may come next lie side by side, and only they are made.
         rest = dim - position - 1
-        fits = low[rows].sum(1) < 1 - tiny
-        rows = rows[fits & (high[rows].sum(1) + rest * high[-1] > 1 + tiny)]
-        if len(rows) > _MOST_CELLS:
+        first = np.searchsorted(high, 1 + tiny - rest * high[-1] - highest, side="right")
+        last = np.searchsorted(low, 1 - tiny - lowest, side="left")
+        fitting = np.maximum(last - first, 0)
+        if fitting.sum() > _MOST_CELLS:
             raise InputError(
                 f"a grid of more than {_MOST_CELLS} weights; use a larger eps' or delta'"
             )
+        row = np.repeat(np.arange(len(rows)), fitting)
+        level = np.arange(len(row)) - np.repeat(np.cumsum(fitting) - fitting - first, fitting)
+        rows = np.concatenate([rows[row], level[:, None]], axis=1)
+        lowest, highest = lowest[row] + low[level], highest[row] + high[level]
     return np.asarray(weights[rows])
 
 

@@ -123,7 +123,8 @@ def cover_of_size(
 
 def _closenesses(epsilon: float, delta: float, scale: Scale) -> list[Closeness]:
     found = []
-    for eps_prime in np.linspace(0, min(epsilon / 2, _LARGEST_EPS), 65).tolist():
+    number = 1 if epsilon == 0 else 65
+    for eps_prime in np.linspace(0, min(epsilon / 2, _LARGEST_EPS), number).tolist():
         delta_prime = scale.closeness(eps_prime, delta)
         if delta_prime >= SMALLEST_DELTA:
             found.append(Closeness(eps_prime, delta_prime))
