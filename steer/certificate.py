@@ -93,7 +93,7 @@ class Certificate:
 
     def __str__(self) -> str:
         return (
-            f"relative to the {self.candidates} measured edits, no preference loses more than "
+            f"relative to the {self.candidates} measured edits, no mixture loses more than "
             f"{self.delta.loss:.4f} in J (at w = {_shown(self.delta.weights)}), or more than "
             f"{self.epsilon.loss:.2%} of it (at w = {_shown(self.epsilon.weights)})"
         )

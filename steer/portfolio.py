@@ -120,7 +120,8 @@ class Portfolio:
         kl: (n,) nats per token.
         kept: Which candidates are kept, K of them; the unsteered model is not counted.
         edits: The K edits.
-        certificate: The worst case over all mixtures, relative to the candidates.
+        certificate: The worst case over all mixtures if the kept edits serve, relative to the
+            candidates; what a trait's own edit loses, which serves it alone, `entry` tells.
         searched: What the search measured of these and of other candidates, on fewer and shorter
             answers; empty if its figures are those above.
         answered: What the kept edits answered to some prompts, to ask a person about.
