@@ -105,13 +105,16 @@ def fit_gate(
         layers: 0-based decoder layers that it should know.
 
     Raises:
-        InputError: If no answer has two tokens, or a layer does not exist.
+        InputError: If no answer has two tokens after a chat of at least one, or a layer does not
+            exist.
     """
     start = language_model.tokenizer.bos_token_id
     before = [start] if start is not None else []
-    usable = [(list(chat), list(answer)) for chat, answer in answers if len(answer) > 1]
+    usable = [
+        (list(chat), list(answer)) for chat, answer in answers if len(chat) and len(answer) > 1
+    ]
     if not usable:
-        raise InputError("a gate needs answers of at least two tokens")
+        raise InputError("a gate needs answers of at least two tokens, after a chat")
     # An edit acts from the last token of the prompt on. The first word of a plain text cannot
     # know yet where it stands.
     poles = (

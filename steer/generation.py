@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol, TypedDict
 
@@ -227,15 +228,46 @@ def generate_batch(
         len(texts) == 1 or decoding.num_beams > 1 or decoding.do_sample or bool(generation_options)
     )
     segment = decoding.max_new_tokens if one_call else _SEGMENT
-    devices = [language_model.device] if language_model.device.type == "cuda" else []
-    with torch.inference_mode(), torch.random.fork_rng(devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    hooks = attach(language_model)
+    with (
+        torch.inference_mode(),
+        _seeded(language_model, seed),
+        hooks.dwindling(len(texts)) as keep_rows,
+    ):
         rows = _segments(
-            language_model, inputs, decoding, segment, processors, generation_options or {}
+            language_model,
+            inputs,
+            decoding,
+            segment,
+            processors,
+            generation_options or {},
+            keep_rows,
         )
     ends = end_tokens(language_model)
     return [finish(language_model, row[prompt:], ends) for row in rows]
+
+
+@contextmanager
+def _seeded(language_model: LanguageModel, seed: int | None) -> Iterator[None]:
+    """Seed the generators of the model's devices alone, and leave them as they were."""
+    if seed is None:
+        yield
+        return
+    devices = {parameter.device for parameter in language_model.model.parameters()}
+    cuda = sorted(device.index for device in devices if device.type == "cuda")
+    mps = torch.mps.get_rng_state() if any(device.type == "mps" for device in devices) else None
+    with torch.random.fork_rng(cuda):
+        # Not `torch.manual_seed`, which seeds devices that others use too.
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        if mps is not None:
+            torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
 
 
 def _segments(
@@ -245,14 +277,20 @@ def _segments(
     segment: int,
     processors: Sequence[RowProcessor],
     options: dict[str, Any],
+    keep_rows: Callable[[Tensor], None],
 ) -> list[list[int]]:
     """Token ids of each row, prompt included; rows that have ended leave between segments."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]  # (B, T)
     ends = torch.tensor(sorted(end_tokens(language_model)), device=ids.device)
     place = list(range(len(ids)))  # which answer each row of the batch is
     answers: list[list[int]] = [[] for _ in place]
-    # A single call may be of a kind that wants a cache of its own.
-    cache = growing_cache(language_model.model) if segment < decoding.max_new_tokens else None
+    # A single call may be of a kind that wants a cache of its own, or none.
+    cache: Any = None
+    caching: dict[str, Any] = {}
+    if segment < decoding.max_new_tokens:
+        cache = growing_cache(language_model.model)
+        # Whatever the model's own settings say: a cache that is given and not used is misread.
+        caching = {"use_cache": True, "cache_implementation": None}
     prompt, done = ids.shape[1], 0
     while place:
         step = min(segment, decoding.max_new_tokens - done)
@@ -260,6 +298,7 @@ def _segments(
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
+            **caching,
             pad_token_id=language_model.tokenizer.pad_token_id,
             # A model's own settings may name none, where its tokenizer does.
             eos_token_id=ends.tolist() or None,
@@ -288,7 +327,7 @@ def _segments(
                 break
             ids, mask = ids[kept], mask[kept]
             cache.batch_select_indices(kept)
-            attach(language_model).keep_rows(kept)
+            keep_rows(kept)
             for processor in processors:
                 processor.keep_rows(kept)
     return answers

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -92,6 +92,10 @@ class _Site:
             return None
         # Decoder layers return a tensor, or, in older transformers, a tuple that begins with it.
         h = output if isinstance(output, Tensor) else output[0]  # (B, T, d)
+        # Buffers grow before a layer is edited. A traced one that is not has nothing to add.
+        small = len(self.rows.e) < h.shape[0] or len(self.gate) < h.shape[1]
+        if small and not self.active:
+            return None
         # Taking four views costs as much as an additive edit, so they are kept from step to step. A
         # graph takes its own, of the buffers, whose addresses it knows.
         if torch.compiler.is_compiling() or self.batch.e.shape[0] != h.shape[0]:
@@ -227,11 +231,7 @@ class Hooks:
         """
         rows = [edits] if isinstance(edits, Edit) else list(edits)
         call = self._prepare(rows, scope, prompt_length)
-        current = self._call
-        if current is not None and current.thread == call.thread:
-            raise ConcurrentSteeringError(
-                "this thread is already steering the model; add the edits and steer once"
-            )
+        self.refuse_nested()
         with self._lock:
             try:
                 self._enter(call)
@@ -240,19 +240,48 @@ class Hooks:
             finally:
                 self._leave(call)
 
-    def keep_rows(self, rows: Tensor) -> None:
-        """Tell the current `steer` block that only these rows of the last batch go on.
+    @contextmanager
+    def dwindling(self, rows: int) -> Iterator[Callable[[Tensor], None]]:
+        """Let rows of a batch leave within the current `steer` block, while others go on.
+
+        Outside a block, and in one that edits nothing, nothing happens.
 
         Args:
-            rows: Indices (B,) of the rows of the last forward pass that the next one has. Outside
-                a block there is nothing to keep, and nothing happens.
+            rows: Number of rows of the batch.
+
+        Yields:
+            What is told the indices of the rows that the next forward pass still has. After the
+            block the edits are those of the whole batch again.
         """
         call = self._call
-        if call is None or not call.filled_rows:
+        if call is None or not call.slots:
+            yield lambda kept: None
             return
-        row_index = call.row_index.repeat_interleave(call.filled_rows // len(call.row_index))
-        call.row_index = row_index[rows.to(row_index.device)]
-        call.filled_rows = 0
+        whole = call.row_index
+        left = whole.repeat_interleave(rows // len(whole))
+
+        def keep(kept: Tensor) -> None:
+            nonlocal left
+            left = call.row_index = left[kept.to(left.device)]
+            call.filled_rows = 0
+
+        try:
+            yield keep
+        finally:
+            call.row_index = whole
+            call.filled_rows = 0
+
+    def refuse_nested(self) -> None:
+        """Refuse to steer where this thread does already.
+
+        Raises:
+            ConcurrentSteeringError: If it does.
+        """
+        current = self._call
+        if current is not None and current.thread == threading.get_ident():
+            raise ConcurrentSteeringError(
+                "this thread is already steering the model; add the edits and steer once"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # So that a copy of the model is a model with hooks of its own.
@@ -302,6 +331,8 @@ class Hooks:
                 slots.append(edit)
                 slot_of[id(edit)] = len(slots)  # slot 0 is "no edit"
             indices.append(slot_of[id(edit)])
+        if not slots:
+            indices = [0]  # that nothing is done goes for any number of rows
         return _Call(slots, torch.tensor(indices), scope, prompt_length)
 
     def _check_fits(self, edit: Edit) -> None:

@@ -31,7 +31,7 @@ from steer.history import History, HistoryItem, Selection, read_history, select
 from steer.hooks import Scope
 from steer.imitate import Imitation, imitate
 from steer.insights import Author, Insights, measured_insights, prompt_of, write_insights
-from steer.likelihood import response_tokens
+from steer.likelihood import KLMeter, response_tokens
 from steer.models import LanguageModel
 from steer.personal_pairs import NAME, Contrast, personal_pairs
 from steer.profile import Profile
@@ -124,6 +124,17 @@ class Personalization:
             )
 
 
+def personal_meter(language_model: LanguageModel, scope: Scope = "response") -> KLMeter:
+    """What the doses of profiles are measured with.
+
+    Args:
+        language_model: The model, which must not be steered meanwhile.
+        scope: Where edits act.
+    """
+    prompts = [prompt.text for prompt in load_prompts("develop")[:_METERED]]
+    return reference_meter(language_model, prompts, scope=scope)
+
+
 class Personalizer:
     """Makes profiles with one model; what all of them share is made once."""
 
@@ -132,22 +143,21 @@ class Personalizer:
         language_model: LanguageModel,
         *,
         gate: Gate | None = None,
-        scope: Scope = "response",
+        meter: KLMeter | None = None,
         settings: Personalization = Personalization(),  # noqa: B008  (frozen)
     ) -> None:
-        """Write the unedited model's answers that doses are measured on.
+        """Write the unedited model's answers that doses are measured on, if need be.
 
         Args:
             language_model: The model, which must not be steered meanwhile.
             gate: Behind which edits act; of a bundle. Two-step edits act without one.
-            scope: Where they act.
+            meter: From `personal_meter`, to share it between settings; None to make one.
             settings: How profiles are made.
         """
         self.language_model = language_model
         self.settings = settings
         self._gate = None if settings.method.startswith("two-step") else gate
-        prompts = [prompt.text for prompt in load_prompts("develop")[:_METERED]]
-        self._meter = reference_meter(language_model, prompts, scope=scope)
+        self._meter = personal_meter(language_model) if meter is None else meter
 
     def profile(
         self, history: History, *, start: Profile | None = None, keep_evidence: bool = False

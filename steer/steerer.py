@@ -18,9 +18,10 @@ from steer.errors import InputError
 from steer.generation import Decoding, DecodingOptions, Generated, generate_batch
 from steer.history import History
 from steer.hooks import attach
+from steer.likelihood import KLMeter
 from steer.mixture import mixture, of_profile
 from steer.models import LanguageModel, load_model
-from steer.personalizer import Personalization, Personalizer
+from steer.personalizer import Personalization, Personalizer, personal_meter
 from steer.portfolio import Entry
 from steer.profile import Profile
 from steer.resources import default_bundle_path
@@ -56,7 +57,7 @@ class Steerer:
         self.language_model = language_model
         self.bundle = bundle
         self._hooks = attach(language_model)
-        self._personalizers: dict[Personalization, Personalizer] = {}
+        self._meter: KLMeter | None = None
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -130,19 +131,16 @@ class Steerer:
         self,
         settings: Personalization = Personalization(),  # noqa: B008  (frozen)
     ) -> Personalizer:
-        """What makes profiles for this model and bundle; it is kept, since all share its answers.
+        """What makes profiles for this model and bundle; all of them share the answers it writes.
 
         Args:
             settings: How profiles are made.
         """
-        if settings not in self._personalizers:
-            self._personalizers[settings] = Personalizer(
-                self.language_model,
-                gate=self.bundle.gate,
-                scope=self.bundle.scope,
-                settings=settings,
-            )
-        return self._personalizers[settings]
+        if self._meter is None:
+            self._meter = personal_meter(self.language_model, self.bundle.scope)
+        return Personalizer(
+            self.language_model, gate=self.bundle.gate, meter=self._meter, settings=settings
+        )
 
     def personalize(
         self,
@@ -371,10 +369,11 @@ class Steerer:
             **options: As in `generate`; beams cannot be streamed.
 
         Yields:
-            Pieces of text; joined they are the answer.
+            Pieces of text; joined they are the answer, before white space around it is stripped.
 
         Raises:
             InputError: If the prompt, weights or an option is not usable.
+            ConcurrentSteeringError: If this thread is steering the model already.
         """
         decoding = Decoding.from_options(options)
         if decoding.num_beams != 1:

@@ -11,6 +11,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from steer.generation import Decoding, generate_batch
+from steer.hooks import attach
 from steer.models import LanguageModel
 
 
@@ -32,8 +33,13 @@ def pieces(
         steering: Gives the block in which the model is steered.
 
     Yields:
-        Pieces of text; joined they are the answer.
+        Pieces of text; joined they are the answer, before white space around it is stripped.
+
+    Raises:
+        ConcurrentSteeringError: If this thread is steering the model already.
     """
+    # The thread below would wait for this one, and this one for it.
+    attach(language_model).refuse_nested()
     streamer = TextIteratorStreamer(
         language_model.tokenizer, skip_prompt=True, skip_special_tokens=True
     )

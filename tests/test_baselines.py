@@ -118,6 +118,39 @@ def test_rows_that_end_leave():
         assert list(answer.tokens) == plainly(model, score, 70, 1.2)
 
 
+def test_a_row_leaves_beside_views_of_another_number():
+    """The views of one row alone are read between the tokens of all."""
+    steerer = a_steerer()
+    model = steerer.language_model
+    decoding = Decoding(max_new_tokens=70, repetition_penalty=1.2, no_repeat_ngram_size=None)
+    rows = [None, None, {"warmth": 1.0}]
+    model.model.generation_config.eos_token_id = NEVER
+    free = steerer.answer(PROMPTS, rows, method=LogitRectification(), decoding=decoding)
+    end = next(t for t in free[0].tokens[:20] if t not in free[1].tokens[:40] + free[2].tokens[:40])
+    model.model.generation_config.eos_token_id = end
+    found = steerer.answer(PROMPTS, rows, method=LogitRectification(), decoding=decoding)
+    assert found[0].ended and len(found[0].tokens) < 32 < len(found[2].tokens)
+    for one, whole in zip(found, free, strict=True):
+        assert one.tokens == whole.tokens[: len(one.tokens)]
+
+
+def test_what_is_sampled_is_beside_rows_that_left():
+    steerer = a_steerer()
+    model = steerer.language_model
+    plain = [f"{prompt} {i}" for i in range(2) for prompt in PROMPTS]
+    decoding = Decoding(max_new_tokens=70, repetition_penalty=1.2, no_repeat_ngram_size=None)
+    model.model.generation_config.eos_token_id = NEVER
+    free = steerer.answer(plain, None, decoding=decoding)
+    ends = (t for t in free[0].tokens[:20] if t not in free[1].tokens[:40])
+    model.model.generation_config.eos_token_id = next(ends)
+    alone = steerer.answer(plain, None, decoding=decoding)
+    assert len({len(answer.tokens) for answer in alone}) > 1
+    method = BestOfN(n=4, rewards=REWARDS)
+    rows = [*[None] * len(plain), {"warmth": 1.0}]
+    found = steerer.answer([*plain, "Why?"], rows, method=method, decoding=decoding, seed=1)
+    assert texts(found[:-1]) == texts(alone)
+
+
 def test_other_models_are_expert_and_anti(steerer):
     expert, anti = tiny("llama", seed=1), tiny("gpt2", seed=2)
     method = LogitRectification(alpha=0.5, expert=expert, anti=anti)

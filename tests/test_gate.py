@@ -102,5 +102,7 @@ def test_an_answer_of_one_token_tells_nothing() -> None:
     model = tiny()
     with pytest.raises(InputError, match="at least two tokens"):
         fit_gate(model, [([5, 6], (7,))], [1])
+    with pytest.raises(InputError, match="after a chat"):
+        fit_gate(model, [([], (7, 8))], [1])
     with pytest.raises(InputError, match="layers in"):
         fit_gate(model, answers(model), [99])

@@ -123,6 +123,74 @@ def test_rows_that_ended_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> No
     assert rows[-1] < len(TEXTS)
 
 
+def test_a_block_steers_the_next_batch_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the rows of the first one had left, and a batch of another size came between."""
+    monkeypatch.setattr(generation, "_SEGMENT", 2)
+    language_model, decoding = ending("llama"), Decoding(max_new_tokens=40)
+    lengths = [len(answer) for answer in one_call(language_model, decoding)]
+    assert len(set(lengths)) > 2
+    with attach(language_model).steer(EDITS):
+        first = generate_batch(language_model, TEXTS, decoding)
+        second = generate_batch(language_model, TEXTS, decoding)
+        twice = generate_batch(language_model, np.repeat(TEXTS, 2).tolist(), decoding)
+    assert second == first
+    assert twice == [answer for answer in first for _ in range(2)]
+
+
+def test_other_passes_of_the_model_do_not_count_as_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As methods make them, which read the model under other prompts between two tokens."""
+    monkeypatch.setattr(generation, "_SEGMENT", 2)
+    language_model, decoding = ending("llama"), Decoding(max_new_tokens=40)
+    expected = generate_batch(language_model, TEXTS, decoding)
+
+    class Reading:
+        """Scores as they are; one to five other rows go through the model each time."""
+
+        rows = 0
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            self.rows = self.rows % 5 + 1
+            language_model.model(torch.full((self.rows, 3), 7))
+            return scores
+
+        def keep_rows(self, rows: torch.Tensor) -> None:
+            pass
+
+    with attach(language_model).steer([None] * len(TEXTS)):
+        found = generate_batch(language_model, TEXTS, decoding, processors=[Reading()])
+        assert generate_batch(language_model, TEXTS[:3], decoding) == expected[:3]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_cache": False}, {"cache_implementation": "static"}], ids=str
+)
+def test_a_models_own_settings_of_its_cache_change_no_token(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "_SEGMENT", 3)
+    language_model, decoding = ending("llama"), Decoding(max_new_tokens=19)
+    expected = one_call(language_model, decoding)
+    language_model.model.generation_config.update(**settings)
+    with attach(language_model).steer(EDITS):
+        found = generate_batch(language_model, TEXTS, decoding)
+    assert [answer.tokens for answer in found] == expected
+
+
+def test_a_seed_is_for_the_devices_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of others, which may sample meanwhile, are left alone, and its own as they were."""
+    language_model, decoding = tiny("llama"), Decoding(max_new_tokens=8, do_sample=True)
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    first, other = (generate_batch(language_model, TEXTS, decoding, seed=seed) for seed in (1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert generate_batch(language_model, TEXTS, decoding, seed=1) == first != other
+    assert not seeded
+
+
 def test_one_edit_for_all_rows_stays_on_those_that_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -832,6 +832,26 @@ def test_compiled_decoding_is_steered(dynamo):
     check_against(expected, *generate(language_model, PROMPTS, ROWS, new=4))
 
 
+@pytest.mark.parametrize("how", [compiled_forward, compiled_layers])
+def test_a_compiled_batch_may_be_larger_than_any_before(dynamo, how):
+    """Of 40 rows or 2100 columns: the layers without an edit keep the buffers they had."""
+    language_model = tiny("llama", max_position_embeddings=2200)
+    reference = tiny("llama", max_position_embeddings=2200)
+    hooks, edit = attach(language_model), additive({2: np.ones(WIDTH, np.float32)})
+    model = how(language_model.model, "eager")
+    for shape in ((40, 3), (1, 2100)):
+        ids = torch.randint(4, 90, shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            plain = reference.model(ids, use_cache=False).logits
+            torch.testing.assert_close(model(ids, use_cache=False).logits, plain, atol=ATOL, rtol=0)
+            with attach(reference).steer(edit, scope="all"):
+                expected = reference.model(ids, use_cache=False).logits
+            with hooks.steer(edit, scope="all"):
+                found = model(ids, use_cache=False).logits
+        torch.testing.assert_close(found, expected, atol=ATOL, rtol=0)
+        assert not torch.allclose(plain, expected, atol=0.1)
+
+
 def test_layers_with_hooks_compile_into_one_graph(dynamo):
     language_model = tiny("llama")
     hooks = attach(language_model)

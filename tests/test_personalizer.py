@@ -43,7 +43,7 @@ from steer.insights import (
 from steer.likelihood import mean_log_likelihood, response_tokens
 from steer.models import LanguageModel
 from steer.personal_pairs import personal_pairs
-from steer.personalizer import Personalization, Personalizer
+from steer.personalizer import Personalization, Personalizer, personal_meter
 from steer.profile import Profile
 from steer.prompts import load_prompts
 from steer.sentence_encoder import embed
@@ -226,7 +226,9 @@ def test_gated_profiles_are_dosed_behind_the_gate(model: LanguageModel) -> None:
 def test_doses_are_measured_where_edits_act(model: LanguageModel) -> None:
     settings = Personalization("mean-difference", kl=0.1)
     disliked = [HistoryItem(text, prompt, a_text(i)) for i, (prompt, text) in enumerate(HISTORY)]
-    found = Personalizer(model, scope="all", settings=settings).profile(disliked)
+    found = Personalizer(model, meter=personal_meter(model, "all"), settings=settings).profile(
+        disliked
+    )
     assert measured(model, found.edit, "all") == pytest.approx(found.dose, rel=1e-5)
     assert found.dose == pytest.approx(0.1, rel=0.05)
     assert measured(model, found.edit) != pytest.approx(found.dose, rel=0.01)

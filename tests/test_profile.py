@@ -13,16 +13,25 @@ import numpy as np
 import pytest
 import torch
 
+from steer import personalizer
 from steer.bundle import SCHEMA, Bundle
 from steer.chat import render
+from steer.dose import reference_meter
 from steer.edits import ZERO, Edit, additive, two_step
-from steer.errors import BundleError, BundleFormatError, InputError, WeightsError
+from steer.errors import (
+    BundleError,
+    BundleFormatError,
+    ConcurrentSteeringError,
+    InputError,
+    WeightsError,
+)
 from steer.gate import Gate
 from steer.generation import Decoding, encode, generate_batch
 from steer.history import HistoryItem
 from steer.hooks import attach
 from steer.imitate import Imitation
 from steer.insights import Insights
+from steer.likelihood import KLMeter
 from steer.models import wrap_model
 from steer.personalizer import Personalization
 from steer.profile import Profile
@@ -496,6 +505,16 @@ def test_a_stream_is_steered_too() -> None:
     assert whole != steerer.generate(PROMPTS[2], **OPTIONS)
 
 
+def test_a_stream_is_refused_where_the_model_is_steered() -> None:
+    """Its thread would wait for the block, and the block for it."""
+    steerer = personal()
+    with steerer.steer({"brevity": 1.0}):
+        with pytest.raises(ConcurrentSteeringError, match="already steering"):
+            next(steerer.stream("Hi", max_new_tokens=2))
+        generate_batch(steerer.language_model, ["Hi"], Decoding(max_new_tokens=2))
+    assert isinstance("".join(steerer.stream("Hi", max_new_tokens=2)), str)
+
+
 def test_loops_of_ones_own_are_steered_too() -> None:
     ada = of_model(6)
     steerer = personal(Ada=ada)
@@ -648,12 +667,19 @@ def test_a_history_is_in_the_file_only_if_it_is_kept(tmp_path: Path) -> None:
         assert answers[0] == answers[1] != steerer.generate(PROMPTS, **OPTIONS)
 
 
-def test_what_makes_profiles_is_kept() -> None:
+def test_what_profiles_share_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def meter(*args: Any, **options: Any) -> KLMeter:
+        made.append(args)
+        return reference_meter(*args, **options)
+
+    monkeypatch.setattr(personalizer, "reference_meter", meter)
     steerer = personal(gate=True)
     settings = Personalization(imitation=Imitation(steps=1))
-    assert steerer.personalizer(settings) is steerer.personalizer(replace(settings))
-    assert steerer.personalizer(settings) is not steerer.personalizer(replace(settings, seed=1))
-    assert steerer.personalize(["Hello!"], settings).gated
+    for one in (settings, replace(settings, seed=1), replace(settings, kl=0.1)):
+        assert steerer.personalize(["Hello!"], one).gated
+    assert len(made) == 1
     assert not personal().personalize(["Hello!"], settings).gated
 
 
