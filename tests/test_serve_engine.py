@@ -21,7 +21,7 @@ if transformers.__version__.startswith("4."):
 from transformers.generation.continuous_batching.requests import RequestState
 
 from steer.chat import render
-from steer.edits import ZERO, Edit
+from steer.edits import ZERO, Edit, LayerEdit
 from steer.errors import InputError, SteeringError
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import attach
@@ -141,6 +141,33 @@ def test_an_answer_ends_at_the_end_token():
     finally:
         engine.stop()
     assert told[-1].tokens == expected and told[-1].ended and len(expected) <= 5
+
+
+@pytest.mark.parametrize("size", [1e30, 1e38])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "olmo2"])
+def test_an_edit_out_of_all_bounds_is_its_own_requests_trouble(family, size):
+    model = tiny(family)
+    wild = Edit(
+        {i: LayerEdit(size * one.e, *a_projection(size)) for i, one in an_edit(1).layers.items()}
+    )
+    jobs = jobs_of(model, [PLAIN] * 6)
+    expected = [alone(model, job, prompt) for job, prompt in zip(jobs, PROMPTS, strict=True)]
+    engine = ContinuousEngine(model, ROOM)
+    engine.start()
+    try:
+        for scope in ("response", "all"):
+            told = run(engine, [replace(jobs[0], edit=wild, scope=scope), *jobs[1:]])
+            assert [one[-1].tokens for one in told[1:]] == expected[1:]
+            assert told[0][-1].done and told[0][-1].error is None
+        # Nothing of it is left in the cache.
+        assert [one[-1].tokens for one in run(engine, jobs)] == expected
+    finally:
+        engine.stop()
+
+
+def a_projection(size):
+    read, written = np.random.default_rng(5).normal(size=(2, WIDTH, 2)).astype(np.float32)
+    return read, np.float32(size) * written, np.ones(2, np.float32), np.zeros(2, bool)
 
 
 def test_keys_of_one_edit_are_not_read_under_another(engine):

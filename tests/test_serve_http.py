@@ -202,6 +202,7 @@ def test_sampling_is_repeatable_and_greedy_is_the_default(client):
         ({"weights": {"warmth": "much"}}, 400, "weights.warmth"),
         ({"weights": {"warmth": 1}, "user": "ann"}, 400, "weights, a profile or a user"),
         ({"strength": -1}, 400, "strength"),
+        ({"strength": 1e30}, 400, "strength: Input should be less than or equal to 10"),
         ({"profile": "nobody"}, 400, "no profile 'nobody'"),
         ({"user": "nobody"}, 404, "no stored user 'nobody'"),
         ({"model": "gpt-9"}, 404, "no model 'gpt-9'"),
@@ -396,11 +397,11 @@ def test_the_openai_client(tmp_path):
 # --- People --------------------------------------------------------------------------------------
 
 
-def a_profile(model) -> bytes:
+def a_profile(model, edit=an_edit(9)) -> bytes:  # noqa: B008  (frozen)
     return to_bytes(
         Profile(
             fingerprint=model.fingerprint,
-            edit=an_edit(9),
+            edit=edit,
             dose=0.3,
             gated=False,
             contrast="style",
@@ -469,7 +470,8 @@ def test_somebody_with_a_profile(client):
     response = client.post("/v1/users/bob/feedback", json=pair)
     assert response.status_code == 400 and "served by a profile" in response.text
     other = a_profile(tiny("llama", seed=5))
-    for bad in (b"", b"x", data[:-1], other):
+    wild = a_profile(steerer.language_model, 1e30 * an_edit(9))
+    for bad in (b"", b"x", data[:-1], other, wild):
         assert client.put("/v1/users/bob/profile", content=bad).status_code == 400
     assert client.get("/v1/users/bob").json()["profile"] == told["profile"]
     client.delete("/v1/users/bob")

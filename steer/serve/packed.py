@@ -17,6 +17,9 @@ from steer.errors import EditNeverFiredError
 from steer.kernel import Tables, edit_rows, gather
 from steer.models import LanguageModel, execution_device
 
+# No model's activations come near it; norms and attention behind it stay finite.
+_LARGEST = 1e8
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -40,6 +43,7 @@ class _Site:
         self.device = device
         self.rows: Tables | None = None  # of each token (N, ...)
         self.gate = torch.ones((), device=device, dtype=dtype)  # slots say who is edited
+        self.largest = min(_LARGEST, torch.finfo(dtype).max / 2)
         self.active = False
         self.fired = False
 
@@ -48,6 +52,9 @@ class _Site:
             return None
         h = output if isinstance(output, Tensor) else output[0]  # (1, N, d)
         edited = edit_rows(h.transpose(0, 1), self.rows, self.gate).transpose(0, 1)
+        # Attention reads the keys and values of all requests before a mask, through which a NaN
+        # comes; so no edit may give one, or what a later layer makes one of.
+        edited.nan_to_num_(0.0).clamp_(-self.largest, self.largest)
         self.fired = True
         return edited if isinstance(output, Tensor) else (edited, *output[1:])
 

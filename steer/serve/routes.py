@@ -127,8 +127,7 @@ async def put_profile(
     user: Name, request: Request, whose: Tenant, service: Serving
 ) -> dict[str, Any]:
     """Store somebody by a profile, as `steer.profile_file.to_bytes` gives it."""
-    person = Person(profile=from_bytes(await request.body()))
-    service.steerer.resolve(None, profile=person.profile)  # refuses another model's
+    person = service.with_profile(from_bytes(await request.body()))
     await run_in_threadpool(service.store.put, whose, user, person)
     return _told(user, person)
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from steer.baselines.rewarding import rewards_of
 from steer.chat import render
-from steer.edits import ZERO, Edit
+from steer.edits import ZERO, Edit, LayerEdit
 from steer.errors import InputError, SteeringError
 from steer.generation import Decoding, prompt_tokens
 from steer.preference import Preference
+from steer.profile import Profile
 from steer.rewards import Reward, score
 from steer.serve.answer_text import AnswerText
 from steer.serve.asked_edit import AskedEdit
@@ -35,6 +36,9 @@ Reason = Literal["stop", "length"]
 
 _Weighted = tuple[tuple[tuple[str, float], ...], float, bool]
 _KEPT_EDITS = 128
+
+# An edit's sizes above it are of no model: the largest activations have some hundred thousand.
+_LARGEST = 1e6
 
 SAID = 32.0
 """How sure weights are that somebody asked for themselves: some thirty choices would move them."""
@@ -308,6 +312,21 @@ class Service:
             return Person(said=weights)
         return Person(preference=Preference.of(bundle, weights, worth=SAID), said=weights)
 
+    def with_profile(self, profile: Profile) -> Person:
+        """Somebody who is served by a profile.
+
+        Raises:
+            InputError: If it is of another model, or what its edit does is out of all bounds.
+        """
+        self.steerer.resolve(None, profile=profile)  # refuses another model's
+        largest = max(map(_largest, profile.edit.layers.values()), default=0.0)
+        if largest > _LARGEST:
+            raise InputError(
+                f"profile: expected an edit of sizes up to {_LARGEST:g}, got {largest:.3g}; no "
+                "activations are that large"
+            )
+        return Person(profile=profile)
+
     def learn(self, tenant: str, name: str, said: Feedback) -> Person:
         """Somebody after they said something of answers; begun if they are not known.
 
@@ -350,6 +369,13 @@ class Service:
             prompts, answers = zip(*pairs, strict=True)
             self._usual = score(rewards, prompts, answers)[0].mean(0)
         return self._usual
+
+
+def _largest(layer: LayerEdit) -> float:
+    """The length of what it adds, or the largest factor by which it scales, if that is more."""
+    e, v, u, c = (part.astype(np.float64) for part in (layer.e, layer.v, layer.u, layer.c))
+    factors = np.linalg.norm(v, axis=0) * np.linalg.norm(u * c, axis=0)
+    return float(max(np.linalg.norm(e), factors.max(initial=0.0)))
 
 
 class Answering:

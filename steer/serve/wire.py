@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_CHOICES = 8
 MOST_STOPS = 4
+MOST_STRENGTH = 10.0
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -71,7 +72,7 @@ class Steered(_Strict):
     weights: dict[str, Finite] | None = Field(None, max_length=64)
     profile: Name | None = None
     user: Name | None = None
-    strength: Finite = 1.0
+    strength: Annotated[Finite, Field(ge=0, le=MOST_STRENGTH)] = 1.0
     compose: bool = False
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
