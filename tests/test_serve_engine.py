@@ -13,6 +13,9 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import GenerationConfig
 
 if transformers.__version__.startswith("4."):
@@ -345,6 +348,31 @@ def test_greedy_choices_are_those_of_generate():
     finally:
         engine.stop()
     assert told[-1].tokens == expected
+
+
+class _OneDevice(TorchDispatchMode):
+    """Refuses tensors of two devices in one operation, as a GPU does; scalars may come along."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        met = {x.device for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()}
+        assert len(met) < 2, (func, met)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("answer", [[], [3], [3, 4]])
+def test_an_answer_does_not_end_before_its_least_length(answer):
+    decoding = replace(PLAIN, min_new_tokens=2)
+    ends = [2, 4, -1, 99]
+    choice = Choice(decoding, [0, 1], ends, GenerationConfig(), None)
+    assert not choice.plain
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0])
+    expected = logits.clone()
+    if len(answer) < 2:
+        expected[[2, 4]] = -torch.inf
+    torch.testing.assert_close(choice(answer, logits.clone()), expected)
+    # Nothing of it stays on the CPU where the scores are elsewhere.
+    with _OneDevice():
+        assert choice(answer, logits.to("meta")).device.type == "meta"
 
 
 def test_the_likeliest_token_needs_no_processing():

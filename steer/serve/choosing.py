@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, inf
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -47,13 +46,11 @@ class Choice:
             seed: Of sampling; None for a new one.
         """
         self._prompt = list(prompt)
+        self._ends = list(ends)
+        self._least = decoding.min_new_tokens or 0
         self._steps = LogitsProcessorList()
         if decoding.no_repeat_ngram_size:
             self._steps.append(NoRepeatedNGrams(decoding.no_repeat_ngram_size))
-        if decoding.min_new_tokens:
-            self._steps.append(
-                MinNewTokensLengthLogitsProcessor(len(prompt), decoding.min_new_tokens, list(ends))
-            )
         if decoding.repetition_penalty != 1.0:
             self._steps.append(RepetitionPenalty(decoding.repetition_penalty, len(prompt)))
         self._generator: torch.Generator | None = None
@@ -81,7 +78,7 @@ class Choice:
     @property
     def plain(self) -> bool:
         """Whether the likeliest token is taken as it is."""
-        return not self._steps and self._generator is None
+        return not self._least and not self._steps and self._generator is None
 
     def __call__(self, answer: Sequence[int], logits: Tensor) -> Tensor:
         """Scores (vocabulary,) of which the largest is chosen.
@@ -91,6 +88,10 @@ class Choice:
             logits: Of the next token (vocabulary,), fp32.
         """
         scores = logits.unsqueeze(0)
+        if len(answer) < self._least:
+            known = [end for end in self._ends if 0 <= end < len(logits)]
+            places = torch.tensor(known, dtype=torch.int64, device=logits.device)
+            scores = scores.index_fill(1, places, -inf)
         if self._steps:
             ids = torch.tensor([[*self._prompt, *answer]], device=logits.device)
             scores = self._steps(ids, scores.clone())
