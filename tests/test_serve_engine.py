@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 if transformers.__version__.startswith("4."):
     pytest.skip("serving needs transformers 5", allow_module_level=True)
 
+from transformers.generation.continuous_batching.cache import PagedAttentionMemoryHandler
 from transformers.generation.continuous_batching.requests import RequestState
 
 from steer.chat import render
@@ -31,7 +32,7 @@ from steer.hooks import attach
 from steer.kernel import apply
 from steer.models import LanguageModel
 from steer.serve.choosing import Choice
-from steer.serve.continuous import ContinuousEngine, Room
+from steer.serve.continuous import ContinuousEngine, Room, continuous_config
 from steer.serve.engine import Job, Progress
 from steer.serve.slots import Slots
 from tests.models import EOS, LAYERS, WIDTH, tiny
@@ -265,6 +266,31 @@ def replace_width(edit, width):
     from steer.edits import additive
 
     return additive({0: np.ones(width, np.float32)}).layers[0]
+
+
+def test_what_there_is_memory_for_is_all_that_fits(monkeypatch):
+    # As on a GPU, where nobody says how many tokens are held.
+    monkeypatch.setattr(
+        "steer.serve.continuous.continuous_config",
+        lambda *given: replace(continuous_config(*given), num_blocks=None),
+    )
+    monkeypatch.setattr(PagedAttentionMemoryHandler, "get_available_memory", lambda _: 300_000)
+    model = tiny("llama")
+    model.model.generation_config.eos_token_id = [-1]
+    engine = ContinuousEngine(model, ROOM)
+    assert engine.longest == 512
+    engine.start()
+    try:
+        longest = engine.longest
+        assert 100 < longest < 300 and longest % ROOM.page == 0
+        fits = Job((5,) * (longest - 12), ZERO, PLAIN)
+        ((*_, last),) = run(engine, [fits])
+        assert last.error is None and len(last.tokens) == 12
+        with pytest.raises(InputError, match=f"at most {longest} tokens"):
+            engine.submit("x", replace(fits, prompt=(*fits.prompt, 5)), lambda _: None)
+        assert engine.healthy
+    finally:
+        engine.stop()
 
 
 def test_a_model_is_as_it_was_after_stopping():

@@ -116,8 +116,10 @@ class ContinuousEngine:
     def longest(self) -> int:
         """Most tokens of a prompt and its answer."""
         positions = getattr(self._language_model.model.config, "max_position_embeddings", None)
-        blocks = self._config.num_blocks
-        held = None if blocks is None else blocks * self._config.page_size
+        # The manager's copy knows, once it has begun, how many blocks there was memory for.
+        begun = self._manager is not None
+        config = self._manager.continuous_batching_config if begun else self._config
+        held = None if config.num_blocks is None else config.num_blocks * config.page_size
         sizes = [size for size in (positions, held) if size is not None]
         return min(sizes) if sizes else 2**31
 
