@@ -375,6 +375,14 @@ def test_the_openai_client(tmp_path):
         )
         expected = said_by(app.state.service.steerer, weights)
         assert whole.choices[0].message.content == expected
+        answer = whole.choices[0].message
+        again = client.chat.completions.create(
+            model="llama",
+            messages=[*messages, answer, {"role": "user", "content": "Why?"}],
+            max_tokens=4,
+        )
+        turns = f"[user] Hi [assistant] {answer.content} [user] Why? [assistant] "
+        assert again.usage.prompt_tokens == len(turns) + 1
         stream = client.chat.completions.create(
             model="llama",
             messages=messages,

@@ -34,6 +34,7 @@ class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+    refusal: None = None  # clients send answers back as they got them
 
     def plain(self) -> dict[str, str]:
         """As chat templates take it."""
