@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from steer.errors import InputError
+from steer.fields import check_text
 
 Message: TypeAlias = Mapping[str, str]
 Chat: TypeAlias = Sequence[Message]
@@ -23,10 +25,10 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> str:
 
     Raises:
         InputError: If the prompt is empty or malformed, or a chat is given to a model that has
-            no chat template.
+            no chat template, or one that refuses it.
     """
     if isinstance(prompt, str):
-        if not prompt.strip():
+        if not check_text(prompt, "prompt").strip():
             raise InputError("the prompt is empty; expected text")
         if tokenizer.chat_template is None:
             return prompt
@@ -34,9 +36,13 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> str:
     check_chat(prompt)
     if tokenizer.chat_template is None:
         raise InputError("this model has no chat template; pass the prompt as one string")
-    text: str = tokenizer.apply_chat_template(
-        [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
-    )
+    messages = [dict(message) for message in prompt]
+    try:
+        text: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise InputError(f"the model's chat template refuses this chat: {error}") from error
     return text
 
 
@@ -63,3 +69,4 @@ def _check_message(message: Message) -> None:
         raise InputError(f"expected a message with 'role' and 'content', got {message!r}")
     if message["role"] not in _ROLES or not isinstance(message["content"], str):
         raise InputError(f"expected a role of {', '.join(_ROLES)} and text, got {message!r}")
+    check_text(message["content"], "message")

@@ -36,13 +36,14 @@ from steer.serve.service import Limits, Service
 from steer.serve.store import Store
 from steer.serve.tenants import Tenants
 from steer.steerer import Steerer
-from tests.models import tiny, tiny_tokenizer
+from tests.models import CHAT_TEMPLATE, tiny, tiny_tokenizer
 from tests.test_generation import an_edit
 from tests.test_steerer import a_steerer
 
 ROOM = Room(rows=4, step_tokens=64, cache_tokens=4096, page=16)
 LIMITS = Limits(in_flight=8, answer_tokens=200, default_tokens=12, body_bytes=20_000, seconds=60)
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12}
+HALF = "hi \ud83d"
 KEYS = {"0123456789abcdef": "acme", "fedcba9876543210": "other"}
 
 
@@ -227,6 +228,35 @@ def test_what_cannot_be_served_is_told(client, change, status, message):
     assert (response.status_code, message in error["message"]) == (status, True), error
     assert set(error) == {"message", "type", "param", "code"}
     assert service_of(client).in_flight == 0
+
+
+def test_a_chat_that_the_models_template_refuses_is_told(client, monkeypatch):
+    tokenizer = service_of(client).steerer.language_model.tokenizer
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('No system, please') }}"
+    monkeypatch.setattr(tokenizer, "chat_template", refuses + "{% endif %}" + CHAT_TEMPLATE)
+    messages = [{"role": "system", "content": "Be brief."}, *ASK["messages"]]
+    response = client.post("/v1/chat/completions", json={**ASK, "messages": messages})
+    assert response.status_code == 400 and "No system, please" in response.text
+    assert client.post("/v1/chat/completions", json=ASK).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": HALF}]}),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]},
+        ),
+        ("completions", {"prompt": HALF}),
+        ("completions", {"prompt": ["a", HALF]}),
+        ("users/ann/feedback", {"prompt": "Hi", "better": HALF, "worse": "No."}),
+    ],
+)
+def test_half_a_character_is_refused(client, path, body):
+    headers = {"content-type": "application/json"}
+    response = client.post(f"/v1/{path}", content=json.dumps(body), headers=headers)
+    assert response.status_code == 400 and "nicode" in response.json()["error"]["message"]
 
 
 def test_bodies_that_are_no_json_or_too_large_are_refused(client):

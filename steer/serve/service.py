@@ -18,6 +18,7 @@ from steer.baselines.rewarding import rewards_of
 from steer.chat import render
 from steer.edits import ZERO, Edit, LayerEdit
 from steer.errors import InputError, SteeringError
+from steer.fields import check_text
 from steer.generation import Decoding, prompt_tokens
 from steer.preference import Preference
 from steer.profile import Profile
@@ -186,7 +187,7 @@ class Service:
             SteerError: If it cannot be answered.
         """
         tokenizer = self.steerer.language_model.tokenizer
-        if any(not text for text in body.prompts):
+        if any(not check_text(text, "prompt") for text in body.prompts):
             raise InputError("the prompt is empty; expected text")
         prompts = [tuple(tokenizer(text)["input_ids"]) for text in body.prompts]
         return self._asked(body, prompts, body.limit, person)
