@@ -543,6 +543,15 @@ def test_pages_of_other_origins_may_not_ask_unless_named():
     with TestClient(an_app(access=named)) as client:
         found = client.options("/v1/models", headers=ask).headers
         assert found["access-control-allow-origin"] == "https://a.example"
+        # What OpenAI's JavaScript client sends, and what it reads.
+        sends = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
+        found = client.options(
+            "/v1/models", headers={**ask, "Access-Control-Request-Headers": sends}
+        )
+        assert found.status_code == 200
+        assert found.headers["access-control-allow-headers"] == sends
+        found = client.get("/v1/models", headers=ask).headers
+        assert found["access-control-expose-headers"] == "Retry-After"
         found = client.options("/v1/models", headers={**ask, "Origin": "https://b.example"}).headers
         assert "access-control-allow-origin" not in found
 

@@ -21,6 +21,8 @@ def cors(origins: Sequence[str]) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=list(origins),
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            # OpenAI's client sends a dozen of its own. No cookie is looked at, so any may come.
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
         )
     ]
