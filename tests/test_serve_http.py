@@ -19,6 +19,10 @@ import httpx
 import openai
 import pytest
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 if transformers.__version__.startswith("4."):
     pytest.skip("serving needs transformers 5", allow_module_level=True)
@@ -44,6 +48,7 @@ ROOM = Room(rows=4, step_tokens=64, cache_tokens=4096, page=16)
 LIMITS = Limits(in_flight=8, answer_tokens=200, default_tokens=12, body_bytes=20_000, seconds=60)
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12}
 HALF = "hi \ud83d"
+BYTES = [f"<0x{i:02X}>" for i in range(256)]
 KEYS = {"0123456789abcdef": "acme", "fedcba9876543210": "other"}
 
 
@@ -632,3 +637,21 @@ def test_pieces_are_the_text_up_to_the_first_stop(text, stops, strip):
         expected = text[: min(found)[1]]
     assert "".join(pieces) == (expected.strip() if strip else expected)
     assert reader.stopped == bool(places)
+
+
+@given(st.lists(st.sampled_from(["▁", "a", "b", "<0x0A>", "<0xF0>"]), max_size=12))
+def test_bytes_that_are_no_character_do_not_end_an_answer(tokens):
+    vocabulary = {token: i for i, token in enumerate(["▁", "a", "b", *BYTES])}
+    made = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False)
+    ids = [vocabulary[token] for token in tokens]
+    reader = AnswerText(tokenizer, strip=False)
+    found = "".join(reader.feed(ids[: i + 1]) for i in range(len(ids))) + reader.end()
+    # As generate does where the limit falls inside a character.
+    expected = tokenizer.decode(ids).rstrip("\ufffd")
+    # A line feed before such bytes is one of them, unless it had been given out.
+    shown = [e if (f, e) == ("\n", "\ufffd") else f for f, e in zip(found, expected, strict=True)]
+    assert "".join(shown) == expected

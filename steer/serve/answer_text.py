@@ -31,6 +31,7 @@ class AnswerText:
         """
         self._tokenizer = tokenizer.backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._open: list[int] = []  # tokens since the stream's last text
         self._stops = tuple(stops)
         self._strip = strip
         self._read = 0
@@ -47,7 +48,7 @@ class AnswerText:
         if self.stopped:
             return ""
         for token in tokens[self._read :]:
-            self._held += self._stream.step(self._tokenizer, token) or ""
+            self._held += self._text_of(token)
         self._read = len(tokens)
         if not self._begun:
             self._held = self._held.lstrip()
@@ -67,6 +68,20 @@ class AnswerText:
         """What was held back, now that nothing follows."""
         piece, self._held = self._held, ""
         return piece.rstrip() if self._strip else piece
+
+    def _text_of(self, token: int) -> str:
+        """What a token adds; nothing while it may be a part of a character."""
+        self._open.append(token)
+        try:
+            text = self._stream.step(self._tokenizer, token) or ""
+        except Exception:  # tokenizers raises no other kind
+            # Bytes that are no character make those before them none either, a line feed, say, that
+            # was given out. It stays, and what came since is read by itself.
+            text = self._tokenizer.decode(self._open, skip_special_tokens=True)
+            self._stream = DecodeStream(ids=self._open, skip_special_tokens=True)
+        if text:
+            self._open = []
+        return text
 
     def _beginning_of_a_stop(self) -> int:
         """How many characters at the end may be the beginning of a stop."""
