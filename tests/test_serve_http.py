@@ -33,6 +33,7 @@ from fastapi.testclient import TestClient
 from steer.generation import Decoding
 from steer.profile import Profile
 from steer.profile_file import to_bytes
+from steer.rewards import score
 from steer.serve.answer_text import AnswerText
 from steer.serve.app import Access, create_app
 from steer.serve.continuous import ContinuousEngine, Room
@@ -476,6 +477,41 @@ def test_people_are_stored_served_changed_and_erased(client):
     assert client.get("/v1/users/ann").status_code == 404
     assert client.post("/v1/users/new/feedback", json=pair).json()["signals"] == 1
     client.delete("/v1/users/new")
+
+
+def test_much_feedback_at_once_holds_nobody_else_up(monkeypatch):
+    release = threading.Event()
+
+    def slow(*given):
+        assert release.wait(30)
+        return score(*given)
+
+    monkeypatch.setattr("steer.serve.service.score", slow)
+    pair = {"prompt": "Hi", "better": "No.", "worse": "I would rather say that it rains."}
+
+    async def ask(url: str) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            # More than the threads of the pool that reads people.
+            sent = [
+                asyncio.ensure_future(client.post(f"/v1/users/u{i}/feedback", json=pair))
+                for i in range(60)
+            ]
+            try:
+                while sum(one.done() for one in sent) < 10:
+                    await asyncio.sleep(0.01)
+                others = [client.get(path, timeout=5) for path in ("/health", "/v1/users/nobody")]
+                others.append(client.post("/v1/chat/completions", json=ASK, timeout=5))
+                found = [one.status_code for one in await asyncio.gather(*others)]
+                assert found == [200, 404, 200]
+            finally:
+                release.set()
+            return await asyncio.gather(*sent)
+
+    with a_server(an_app(replace(LIMITS, in_flight=50))) as url:
+        answers = asyncio.run(asyncio.wait_for(ask(url), 60))
+    refused = [one for one in answers if one.status_code == 429]
+    assert len(refused) == 10 and all(int(one.headers["retry-after"]) >= 1 for one in refused)
+    assert [one.json()["signals"] for one in answers if one.status_code == 200] == [1] * 50
 
 
 def test_somebody_who_wants_what_is_not_routed(client):

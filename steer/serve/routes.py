@@ -31,12 +31,13 @@ router = APIRouter()
 _GONE = 499
 
 
-def _service(request: Request) -> Service:
+# Coroutines, though they wait for nothing: others would need one of the pool's threads.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def _tenant(request: Request) -> str:
+async def _tenant(request: Request) -> str:
     found: str | None = request.app.state.access.tenants.of(request.headers.get("authorization"))
     if found is None:
         raise HTTPException(
@@ -64,8 +65,8 @@ def _check_model(asked_for: str | None, service: Service) -> None:
         raise NotFoundError(f"no model {asked_for!r}; this server has {service.model!r}")
 
 
-def _model_card(request: Request) -> dict[str, Any]:
-    service, began = _service(request), request.app.state.began
+def _model_card(request: Request, service: Service) -> dict[str, Any]:
+    began = request.app.state.began
     return {"id": service.model, "object": "model", "created": began, "owned_by": "steer"}
 
 
@@ -90,14 +91,14 @@ async def completion(
 @router.get("/v1/models", responses=ERRORS)
 async def models(request: Request, whose: Tenant, service: Serving) -> dict[str, Any]:
     """The one model that is served."""
-    return {"object": "list", "data": [_model_card(request)]}
+    return {"object": "list", "data": [_model_card(request, service)]}
 
 
 @router.get("/v1/models/{model:path}", responses=ERRORS)
 async def model(model: str, request: Request, whose: Tenant, service: Serving) -> dict[str, Any]:
     """The model, by its name."""
     _check_model(model, service)
-    return _model_card(request)
+    return _model_card(request, service)
 
 
 @router.get("/v1/traits", responses=ERRORS)
@@ -149,7 +150,7 @@ async def delete_user(user: Name, whose: Tenant, service: Serving) -> dict[str, 
 @router.post("/v1/users/{user}/feedback", responses=ERRORS)
 async def feedback(user: Name, body: Feedback, whose: Tenant, service: Serving) -> dict[str, Any]:
     """Learn from what somebody said of answers."""
-    return _told(user, await run_in_threadpool(service.learn, whose, user, body))
+    return _told(user, await service.learn(whose, user, body))
 
 
 @router.get("/health", responses={503: {"description": "The engine does not run."}})

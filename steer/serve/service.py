@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import uuid
 from collections import OrderedDict
@@ -12,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 from numpy.typing import NDArray
 
 from steer.baselines.rewarding import rewards_of
@@ -74,7 +74,7 @@ class Limits:
     """What a server takes on.
 
     Attributes:
-        in_flight: Answers that are being written or wait for it.
+        in_flight: Answers that are being written or wait for it; and as much feedback.
         answer_tokens: Of one answer.
         default_tokens: Of an answer where nothing is said.
         body_bytes: Of a request.
@@ -152,7 +152,8 @@ class Service:
         self.in_flight = 0
         self._edits: OrderedDict[_Weighted, Edit] = OrderedDict()
         self._usual: Float64 | None = None
-        self._scoring = threading.Lock()
+        self._learning = CapacityLimiter(1)  # tokenizers are not to be used by two threads
+        self._feedback = 0  # that is being learnt from, or waits for it
         self.usual_seconds = 1.0  # of the last answers
 
     @property
@@ -296,8 +297,11 @@ class Service:
         if not self.engine.healthy:
             raise FailedError("the engine does not run")
         if self.in_flight + len(asked.jobs) > self.limits.in_flight:
-            raise BusyError(max(1, round(self.usual_seconds)))
+            raise self._busy()
         return Answering(self, asked)
+
+    def _busy(self) -> BusyError:
+        return BusyError(max(1, round(self.usual_seconds)))
 
     # --- Who is known -----------------------------------------------------------------------------
 
@@ -328,18 +332,30 @@ class Service:
             )
         return Person(profile=profile)
 
-    def learn(self, tenant: str, name: str, said: Feedback) -> Person:
+    async def learn(self, tenant: str, name: str, said: Feedback) -> Person:
         """Somebody after they said something of answers; begun if they are not known.
 
         Raises:
+            BusyError: If as much feedback waits as may.
             InputError: If their answers cannot be rewarded, or they are served by a profile.
         """
+        if self._feedback >= self.limits.in_flight:
+            raise self._busy()
+        self._feedback += 1
+        try:
+            # Not in the pool that reads people: feedback that waits would fill it.
+            return await to_thread.run_sync(
+                self._learnt, tenant, name, said, limiter=self._learning
+            )
+        finally:
+            self._feedback -= 1
+
+    def _learnt(self, tenant: str, name: str, said: Feedback) -> Person:
         start = Preference.of(self.steerer.bundle)
         rewards = rewards_of(dict.fromkeys(start.traits, 1.0), {})
         texts = [text for text in (said.better, said.worse, said.answer) if text is not None]
-        with self._scoring:  # tokenizers are not to be used by two threads
-            values = score(rewards, [said.prompt] * len(texts), texts)[0]
-            usual = self._usual_rewards(rewards) if said.thumb is not None else None
+        values = score(rewards, [said.prompt] * len(texts), texts)[0]
+        usual = self._usual_rewards(rewards) if said.thumb is not None else None
 
         def change(person: Person | None) -> Person:
             if person is not None and person.preference is None:
