@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import numpy as np
@@ -16,6 +17,7 @@ from steer.posterior import Posterior
 from steer.preference import Preference
 from steer.profile import Profile
 from steer.profile_file import from_bytes, to_bytes
+from steer.serve.kept_preferences import KeptPreferences
 from steer.serve.store import Person, Store
 from steer.serve.tenants import LOCAL, Tenants
 from tests.models import tiny
@@ -135,6 +137,47 @@ def test_no_change_is_lost(tmp_path):
         store.close()
 
 
+def test_choices_are_not_gone_through_for_each_reading(tmp_path, monkeypatch):
+    read = Preference.from_json
+    gone_through: list[object] = []
+    monkeypatch.setattr(Preference, "from_json", lambda v: (gone_through.append(v), read(v))[1])
+    mine, other = (Store(f"sqlite:///{tmp_path / 'people.sqlite'}") for _ in range(2))
+    mine.put("acme", "ann", Person(preference=a_preference(2)))
+    for _ in range(3):
+        assert mine.get("acme", "ann").preference.weights == a_preference(2).weights
+    changed = mine.change(
+        "acme", "ann", lambda one: Person(preference=one.preference.choose([0.9, 0.1], [0.2, 0.3]))
+    )
+    assert changed.preference.weights == a_preference(3).weights and gone_through == []
+    # Another process goes through them once; what it writes is not what is kept here.
+    for _ in range(3):
+        assert other.get("acme", "ann").preference.weights == changed.preference.weights
+    assert len(gone_through) == 1
+    other.put("acme", "ann", Person(preference=a_preference(1)))
+    assert len(gone_through) == 1
+    # Erased and stored anew it has the number of its first version again.
+    other.delete("acme", "ann")
+    assert mine.get("acme", "ann") is None
+    other.put("acme", "ann", Person(preference=a_preference()))
+    for _ in range(3):
+        assert mine.get("acme", "ann").preference.weights == a_preference().weights
+    assert len(gone_through) == 2
+    for store in (mine, other):
+        store.close()
+
+
+def test_the_preferences_that_are_kept_are_bounded_and_forgotten():
+    kept = KeptPreferences()
+    known = a_preference(1)
+    text = json.dumps(known.to_json())
+    for number in range(200):
+        kept.keep(("acme", str(number)), text, known)
+    assert kept.read(("acme", "199"), text) is known
+    assert kept.read(("acme", "0"), text) is not known
+    kept.forget(("acme", "199"))
+    assert kept.read(("acme", "199"), text) is not known
+
+
 def test_a_change_that_fails_changes_nothing(store):
     store.put("acme", "ann", Person(preference=a_preference(1)))
 
@@ -172,6 +215,8 @@ def test_damaged_rows_are_told(tmp_path):
         connection.close()
         with pytest.raises(StoreError, match="damaged"):
             store.get("acme", "ann")
+    store.put("acme", "ann", Person(preference=a_preference()))
+    assert store.get("acme", "ann").weights == a_preference().weights
     store.put("acme", "bob", Person(profile=a_profile()))
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE steer_people SET profile = ?", (b"\x80\x04.",))

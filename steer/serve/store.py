@@ -42,6 +42,7 @@ from steer.fields import check_mapping, check_number, check_text
 from steer.preference import Preference
 from steer.profile import Profile
 from steer.profile_file import from_bytes, to_bytes
+from steer.serve.kept_preferences import KeptPreferences
 
 LONGEST_NAME = 128
 _TRIES = 20
@@ -107,6 +108,7 @@ class Store:
             InputError: If it is no such URL.
             StoreError: If the database cannot be opened.
         """
+        self._preferences = KeptPreferences()
         try:
             self._engine = _engine(url)
             _METADATA.create_all(self._engine)
@@ -124,8 +126,8 @@ class Store:
             InputError: If the name is not usable.
             StoreError: If the database fails, or holds something else.
         """
-        found = self._row(tenant, check_person(name))
-        return None if found is None else found[0]
+        row = self._row(tenant, check_person(name))
+        return None if row is None else self._person(tenant, name, row)
 
     def put(self, tenant: str, name: str, person: Person) -> None:
         """Keep somebody; what was known of them is replaced.
@@ -134,7 +136,7 @@ class Store:
             InputError: If the name is not usable.
             StoreError: If the database fails.
         """
-        self.change(tenant, name, lambda _: person)
+        self._replace(tenant, name, lambda _: person)
 
     def change(self, tenant: str, name: str, change: Callable[[Person | None], Person]) -> Person:
         """Read, change and write, so that no change of somebody else's is lost.
@@ -149,13 +151,11 @@ class Store:
             InputError: If the name is not usable.
             StoreError: If the database fails.
         """
-        check_person(name)
-        for _ in range(_TRIES):
-            found = self._row(tenant, name)
-            person = change(None if found is None else found[0])
-            if self._write(tenant, name, person, None if found is None else found[1]):
-                return person
-        raise StoreError(f"{name!r} was changed by others all the while; try again")
+
+        def changed(row: Any) -> Person:
+            return change(None if row is None else self._person(tenant, name, row))
+
+        return self._replace(tenant, name, changed)
 
     def delete(self, tenant: str, name: str) -> bool:
         """Erase somebody; False if there is no such person.
@@ -165,7 +165,9 @@ class Store:
             StoreError: If the database fails.
         """
         statement = delete(_PEOPLE).where(*_key(tenant, check_person(name)))
-        return bool(self._run(statement).rowcount)
+        found = bool(self._run(statement).rowcount)
+        self._preferences.forget((tenant, name))
+        return found
 
     def count(self, tenant: str) -> int:
         """How many people a tenant has."""
@@ -176,15 +178,25 @@ class Store:
         """Close all connections."""
         self._engine.dispose()
 
-    def _row(self, tenant: str, name: str) -> tuple[Person, int] | None:
+    def _replace(self, tenant: str, name: str, become: Callable[[Any], Person]) -> Person:
+        """Write what is to become of a row, None where there is none, or of what it is by then."""
+        check_person(name)
+        for _ in range(_TRIES):
+            row = self._row(tenant, name)
+            person = become(row)
+            if self._write(tenant, name, person, None if row is None else row.version):
+                return person
+        raise StoreError(f"{name!r} was changed by others all the while; try again")
+
+    def _row(self, tenant: str, name: str) -> Any:
         columns = (_PEOPLE.c.preference, _PEOPLE.c.profile, _PEOPLE.c.said, _PEOPLE.c.version)
-        found = self._run(select(*columns).where(*_key(tenant, name))).one_or_none()
-        if found is None:
-            return None
-        preference, profile, said, version = found
+        return self._run(select(*columns).where(*_key(tenant, name))).one_or_none()
+
+    def _person(self, tenant: str, name: str, row: Any) -> Person:
+        preference, profile, said = row.preference, row.profile, row.said
         try:
-            person = Person(
-                None if preference is None else Preference.from_json(json.loads(preference)),
+            return Person(
+                None if preference is None else self._preferences.read((tenant, name), preference),
                 None if profile is None else from_bytes(profile),
                 None
                 if said is None
@@ -192,7 +204,6 @@ class Store:
             )
         except (ValueError, SteerError) as error:
             raise StoreError(f"what is stored of {name!r} is damaged: {error}") from error
-        return person, int(version)
 
     def _write(self, tenant: str, name: str, person: Person, seen: int | None) -> bool:
         """Whether it was written: not if the row is another than was seen."""
@@ -216,9 +227,12 @@ class Store:
                 .values(version=seen + 1, **values)
             )
         try:
-            return bool(self._run(statement).rowcount)
+            written = bool(self._run(statement).rowcount)
         except IntegrityError:
             return False  # another insert came first
+        if written and person.preference is not None:
+            self._preferences.keep((tenant, name), values["preference"], person.preference)
+        return written
 
     def _run(self, statement: Any) -> Any:
         try:
