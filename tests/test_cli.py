@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -320,6 +321,22 @@ def test_evidence_is_kept_if_asked(steer, tmp_path: Path) -> None:
     assert steer(*made, "--keep-evidence", on="model")[0] == 0
     kept = Bundle.load(people).profiles["ann"].evidence
     assert [item.text for item in kept] == ["word1 word2", "word3 word4"]
+
+
+def test_who_is_forgotten_through_a_link_is_gone_from_the_file(steer, tmp_path: Path) -> None:
+    history, people = tmp_path / "ann.txt", tmp_path / "kept" / "people.safetensors"
+    history.write_text("word1 word2\n\nword3 word4\n", encoding="utf-8")
+    made = ("personalize", str(history), "--name", "ann", "--output", str(people))
+    assert steer(*made, "--keep-evidence", on="model")[0] == 0
+    people.chmod(0o640)
+    link = tmp_path / "people.safetensors"
+    link.symlink_to(people)
+    assert b"word3" in people.read_bytes()
+    assert steer("forget", str(link), "ann")[0] == 0
+    assert link.is_symlink() and Bundle.load(people).profiles == {}
+    assert b"word3" not in people.read_bytes()
+    assert stat.S_IMODE(people.stat().st_mode) == 0o640
+    assert list(people.parent.iterdir()) == [people]
 
 
 def test_histories_that_are_none_are_refused(steer, folder: Path, tmp_path: Path) -> None:
