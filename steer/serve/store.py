@@ -127,7 +127,10 @@ class Store:
             StoreError: If the database fails, or holds something else.
         """
         row = self._row(tenant, check_person(name))
-        return None if row is None else self._person(tenant, name, row)
+        if row is None:  # perhaps erased by another process
+            self._preferences.forget((tenant, name))
+            return None
+        return self._person(tenant, name, row)
 
     def put(self, tenant: str, name: str, person: Person) -> None:
         """Keep somebody; what was known of them is replaced.
