@@ -200,35 +200,47 @@ def test_a_search_goes_on_from_the_doses_that_were_tried(judged: list[float]) ->
     assert search((0.1, 0.2), None) == whole
 
 
+MORE = ["One more?", "And this?"]
+
+
+def confirmed(
+    monkeypatch: pytest.MonkeyPatch,
+    gains: dict[float, float],
+    loops: dict[float, float],
+    tried: dict[float, DoseTrial],
+) -> DoseSearch:
+    """A search at two doses of given gains, and of so many loops on the further prompts."""
+    model = tiny("llama")
+    trial = dose._trial
+
+    def judge(factor: float, kl: float, prompts: Sequence[str], *rest: Any) -> DoseTrial:
+        known = min(gains, key=lambda k: abs(k - kl))
+        looping = loops[known] if list(prompts) == MORE else 0.0
+        made = trial(factor, kl, prompts, *rest)
+        return replace(made, gain=gains[known] + len(prompts), incoherent=looping)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dose, "_trial", judge)
+        return search_dose(
+            model,
+            some_edit(),
+            PROMPTS,
+            short,
+            meter=reference_meter(model, PROMPTS),
+            kls=(0.1, 0.2),
+            decoding=Decoding(max_new_tokens=6),
+            confirm=MORE,
+            tried=tried,
+        )
+
+
 def test_the_leading_dose_is_confirmed_on_further_prompts(
     judged: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The dose that leads on the first prompts loops on the others; the next one is taken."""
-    model, decoding = tiny("llama"), Decoding(max_new_tokens=6)
-    meter = reference_meter(model, PROMPTS)
-    more = ["One more?", "And this?"]
-    strength = {0.0: 0.0, 0.1: 1.0, 0.2: 2.0}
-    trial = dose._trial
-
-    def judge(factor: float, kl: float, prompts: Sequence[str], *rest: Any) -> DoseTrial:
-        known = min(strength, key=lambda k: abs(k - kl))
-        loops = 0.5 if known == 0.2 and list(prompts) == more else 0.0
-        made = trial(factor, kl, prompts, *rest)
-        return replace(made, gain=strength[known] + len(prompts), incoherent=loops)
-
-    monkeypatch.setattr(dose, "_trial", judge)
     kept: dict[float, DoseTrial] = {}
-    found = search_dose(
-        model,
-        some_edit(),
-        PROMPTS,
-        short,
-        meter=meter,
-        kls=(0.1, 0.2),
-        decoding=decoding,
-        confirm=more,
-        tried=kept,
-    )
+    gains, loops = {0.0: 0.0, 0.1: 1.0, 0.2: 2.0}, {0.0: 0.0, 0.1: 0.0, 0.2: 0.5}
+    found = confirmed(monkeypatch, gains, loops, kept)
     assert found.chosen.kl == pytest.approx(0.1, rel=0.03)
     assert found.chosen.prompts == found.unsteered.prompts == 5
     assert found.chosen.gain == pytest.approx(1.0) and found.unsteered.gain == 0.0
@@ -251,35 +263,8 @@ def test_a_finished_search_finds_the_same_again(
     judged: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first dose leads and loops on the further prompts, but on some the model loops too."""
-    model, decoding = tiny("llama"), Decoding(max_new_tokens=6)
-    meter = reference_meter(model, PROMPTS)
-    more = ["One more?", "And this?"]
-    loops = {0.0: 0.5, 0.1: 0.6, 0.2: 0.5}
-    gains = {0.0: 0.0, 0.1: 2.0, 0.2: 1.0}
-    trial = dose._trial
-
-    def judge(factor: float, kl: float, prompts: Sequence[str], *rest: Any) -> DoseTrial:
-        known = min(loops, key=lambda k: abs(k - kl))
-        made = trial(factor, kl, prompts, *rest)
-        looping = loops[known] if list(prompts) == more else 0.0
-        return replace(made, gain=gains[known], incoherent=looping)
-
-    monkeypatch.setattr(dose, "_trial", judge)
-
-    def search(tried: dict[float, DoseTrial]) -> DoseSearch:
-        return search_dose(
-            model,
-            some_edit(),
-            PROMPTS,
-            short,
-            meter=meter,
-            kls=(0.1, 0.2),
-            decoding=decoding,
-            confirm=more,
-            tried=tried,
-        )
-
     kept: dict[float, DoseTrial] = {}
-    found = search(kept)
+    gains, loops = {0.0: 0.0, 0.1: 2.0, 0.2: 1.0}, {0.0: 0.5, 0.1: 0.6, 0.2: 0.5}
+    found = confirmed(monkeypatch, gains, loops, kept)
     assert found.chosen.kl == pytest.approx(0.2, rel=0.03)
-    assert search(kept) == found
+    assert confirmed(monkeypatch, gains, loops, kept) == found
