@@ -14,6 +14,7 @@ import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from http.client import HTTPException
 
 from steer.chat import Chat, check_chat
 from steer.errors import InputError, ModelError
@@ -56,7 +57,7 @@ class RemoteModel:
             seed: Makes sampling repeatable, where the model heeds it.
 
         Raises:
-            InputError: If the chat is malformed.
+            InputError: If the chat is malformed, or the key cannot be sent.
             ModelError: If there is no answer.
         """
         chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
@@ -69,9 +70,10 @@ class RemoteModel:
         }
         if seed is not None:
             asked["seed"] = seed
+        headers = self._headers()
         try:
-            text = json.loads(self._post(asked))["choices"][0]["message"]["content"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
+            text = json.loads(self._post(asked, headers))["choices"][0]["message"]["content"]
+        except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
             raise ModelError(f"{self._where}: no answer: {error!r}") from error
         if not isinstance(text, str):
             raise ModelError(f"{self._where}: expected an answer with text, got {text!r:.80}")
@@ -81,13 +83,19 @@ class RemoteModel:
     def _where(self) -> str:
         return f"{self.base_url}, model {self.model!r}"
 
-    def _post(self, asked: dict[str, object]) -> bytes:
-        key = self.api_key or os.environ.get("OPENAI_API_KEY")
+    def _headers(self) -> dict[str, str]:
+        key = (self.api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        # Checked here, since the error of a header that cannot be sent would tell it.
+        if not (key.isascii() and key.isprintable()):
+            raise InputError("api_key: expected printable ASCII characters")
+        authorization = {"Authorization": f"Bearer {key}"} if key else {}
+        return {"Content-Type": "application/json"} | authorization
+
+    def _post(self, asked: dict[str, object], headers: dict[str, str]) -> bytes:
         request = urllib.request.Request(
             f"{self.base_url.rstrip('/')}/chat/completions",
             data=json.dumps(asked).encode(),
-            headers={"Content-Type": "application/json"}
-            | ({"Authorization": f"Bearer {key}"} if key else {}),
+            headers=headers,
         )
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as reply:

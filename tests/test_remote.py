@@ -78,8 +78,19 @@ def test_what_is_no_answer_is_told(server) -> None:
     reply |= {"code": 404, "body": "no such model"}
     with pytest.raises(ModelError, match="404.*no such model"):
         RemoteModel(url, "m").answer("hi")
-    with pytest.raises(ModelError, match="no answer"):
-        RemoteModel("http://127.0.0.1:1/v1", "m", timeout=2).answer("hi")
+    for wrong in ("http://127.0.0.1:1/v1", "http://localhost:abc/v1", "http://local host/v1"):
+        with pytest.raises(ModelError, match="no answer"):
+            RemoteModel(wrong, "m", timeout=2).answer("hi")
+
+
+def test_a_key_is_sent_or_refused_but_not_told(server) -> None:
+    url, seen, _ = server
+    RemoteModel(url, "m", api_key="secret\n").answer("hi")
+    assert seen[-1][1]["Authorization"] == "Bearer secret"
+    for key in ("secret\u201d", "sec\nret"):
+        with pytest.raises(InputError, match="api_key: expected printable ASCII") as told:
+            RemoteModel(url, "m", api_key=key).answer("hi")
+        assert "sec" not in str(told.value) and told.value.__cause__ is None
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
