@@ -134,6 +134,21 @@ def test_a_row_leaves_beside_views_of_another_number():
         assert one.tokens == whole.tokens[: len(one.tokens)]
 
 
+def test_rows_go_on_after_the_last_one_that_has_views():
+    steerer = a_steerer()
+    model = steerer.language_model
+    decoding = Decoding(max_new_tokens=70, repetition_penalty=1.2, no_repeat_ngram_size=None)
+    method, rows = LogitRectification(), [{"warmth": 1.0}, None, None]
+    model.model.generation_config.eos_token_id = NEVER
+    free = steerer.answer(PROMPTS, rows, method=method, decoding=decoding)
+    others = {token for answer in free[1:] for token in answer.tokens}
+    end = next(token for token in free[0].tokens[:30] if token not in others)
+    model.model.generation_config.eos_token_id = end
+    found = steerer.answer(PROMPTS, rows, method=method, decoding=decoding)
+    assert found[0].ended and found[0].tokens == free[0].tokens[: len(found[0].tokens)]
+    assert found[1:] == free[1:]
+
+
 def test_a_batch_is_sampled_after_one_that_a_row_left():
     """Three rows of four are left then, and eight are sampled."""
     steerer = a_steerer()

@@ -136,6 +136,7 @@ class CombinedLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is 
         """The next call has only these rows (B',) of the last one."""
         for group in self._groups:
             group.keep(rows, len(self._own))
+        self._groups = [group for group in self._groups if len(group.owner)]
         self._own = self._own[rows.to(self._own.device)]
 
 
