@@ -19,6 +19,9 @@ from steer.errors import InputError
 from steer.fields import check_text
 from steer.sentence_encoder import embed
 
+# Of a text that a model is shown: words, and characters where they are few.
+_SHOWN_WORDS, _SHOWN_CHARACTERS = 60, 720
+
 Selection = Literal["pca", "recent", "similar", "bm25", "random"]
 
 
@@ -44,6 +47,11 @@ class HistoryItem:
                 continue
             if not check_text(value, f"history item, {name!r}").strip():
                 raise InputError(f"history item, {name!r}: expected text, got {value!r}")
+
+
+def beginning(text: str) -> str:
+    """As much of a text as a model is shown of it: not all scripts have spaces between words."""
+    return " ".join(text.split()[:_SHOWN_WORDS])[:_SHOWN_CHARACTERS]
 
 
 History: TypeAlias = Sequence["str | tuple[str, str] | HistoryItem"]

@@ -22,7 +22,7 @@ from steer.chat import render
 from steer.contrast import instructed
 from steer.fields import check_text
 from steer.generation import Decoding, generate_batch, prompt_tokens
-from steer.history import HistoryItem
+from steer.history import HistoryItem, beginning
 from steer.likelihood import mean_log_likelihood, response_tokens
 from steer.measures import (
     casual_markers,
@@ -40,8 +40,8 @@ Author = Literal["model", "measures"]
 _WRITING = Decoding(max_new_tokens=80)
 # Words of an insight: fewer say nothing, more are cut off.
 _FEWEST, _MOST = 6, 70
-# Words of an item that the model is shown.
-SHOWN = 60
+# Tokens of an item by which an insight is judged.
+_JUDGED = 256
 # Share of its four-word sequences that an insight may have from the history.
 _RETOLD = 0.2
 _NEUTRAL = (
@@ -118,7 +118,7 @@ def measured_insights(items: Sequence[HistoryItem]) -> Insights:
 
 def shown(items: Sequence[HistoryItem]) -> str:
     """A history as the model is shown it: the beginnings of its texts, a line each."""
-    return "\n".join("- " + " ".join(item.text.split()[:SHOWN]) for item in items)
+    return "\n".join("- " + beginning(item.text) for item in items)
 
 
 def unusable(insight: str, items: Sequence[HistoryItem]) -> str:
@@ -142,7 +142,7 @@ def fit(
 ) -> float:
     """How much likelier the person's texts are by one insight than by another, nats per token."""
     ways = (("as_personal", personal), ("as_neutral", neutral))
-    written = [response_tokens(language_model, item.text) for item in items]
+    written = [response_tokens(language_model, item.text)[:_JUDGED] for item in items]
     by_way = []
     for way, insight in ways:
         asked = [

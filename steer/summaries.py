@@ -27,8 +27,8 @@ from steer.baselines.prompting import Place, said
 from steer.chat import Chat, render
 from steer.errors import InputError
 from steer.generation import Decoding, generate_batch, prompt_tokens
-from steer.history import History, HistoryItem, read_history
-from steer.insights import SHOWN, prompt_of
+from steer.history import History, HistoryItem, beginning, read_history
+from steer.insights import prompt_of
 from steer.likelihood import mean_log_likelihood, response_tokens
 from steer.measures import is_coherent
 from steer.models import LanguageModel
@@ -142,14 +142,10 @@ def request(language_model: LanguageModel, items: Sequence[HistoryItem]) -> str:
 
 
 def _item(item: HistoryItem) -> str:
-    liked = _beginning(item.text)
+    liked = beginning(item.text)
     if item.disliked is None:
         return wordings()["only_liked"].format(liked=liked)
-    return wordings()["item"].format(liked=liked, disliked=_beginning(item.disliked))
-
-
-def _beginning(text: str) -> str:
-    return " ".join(text.split()[:SHOWN])
+    return wordings()["item"].format(liked=liked, disliked=beginning(item.disliked))
 
 
 def written(

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 
 from steer import history
 from steer.errors import InputError
-from steer.history import HistoryItem, first_component, read_history, select
+from steer.history import HistoryItem, beginning, first_component, read_history, select
 from steer.sentence_encoder import embed
 
 TEXTS = [
@@ -281,3 +281,9 @@ def test_points_in_another_order_lie_where_they_lay(points: np.ndarray, shuffle:
 def test_one_point_or_many_alike_lie_nowhere(count: int) -> None:
     points = np.tile(np.array([[3.0, 4.0, 5.0]], np.float32), (count, 1))
     np.testing.assert_array_equal(first_component(points), np.zeros(count))
+
+
+def test_the_beginning_of_a_text_is_short_in_every_script() -> None:
+    assert beginning("one  two\nthree") == "one two three"
+    assert len(beginning("word " * 500).split()) == 60
+    assert len(beginning("\u6587" * 5000)) <= 720
