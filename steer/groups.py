@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from steer.errors import InputError
-from steer.history import History, read_history
+from steer.history import History, HistoryItem, read_history
 from steer.personalizer import Personalizer
 from steer.profile import Profile
 from steer.sentence_encoder import embed
@@ -63,14 +64,20 @@ def group_profiles(
     result = {}
     for name in sorted(set(groups)):
         members = [one for one, group in zip(histories, groups, strict=True) if group == name]
-        together = [item for history in members for item in read_history(history)]
-        profile = personalizer.profile(together)
+        profile = personalizer.profile(_together(members))
         centre = np.stack([standing(history) for history in members]).mean(0)
         statistics = {**profile.statistics, "people": len(members)}
         result[name] = replace(
             profile, centre=np.asarray(centre, np.float32), statistics=statistics
         )
     return result
+
+
+def _together(histories: Sequence[History]) -> list[HistoryItem]:
+    """One history of several people's, in which the last items are the last of each."""
+    from_last = zip_longest(*(reversed(read_history(history)) for history in histories))
+    items = [item for level in from_last for item in level[::-1] if item is not None]
+    return items[::-1]
 
 
 def assign(history: History, profiles: Mapping[str, Profile]) -> str:

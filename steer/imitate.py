@@ -43,18 +43,16 @@ class Imitation:
     """How an edit is fitted.
 
     Attributes:
-        steps: Of gradient ascent, each on one batch.
+        steps: Of gradient ascent, each on one batch; at least as many as there are batches.
         rows: Texts of a batch.
         tokens: Texts are read up to here.
         learning_rate: Of Adam at the start, falling to zero, in units of the residual stream.
-        seed: Of which texts form a batch.
     """
 
     steps: int = 12
     rows: int = 16
     tokens: int = 64
     learning_rate: float = 0.05
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -72,6 +70,7 @@ def imitate(
     *,
     disliked: Sequences = (),
     start: Edit | None = None,
+    seed: int = 0,
     progress: bool = False,
 ) -> Edit:
     """Fit an additive edit to texts.
@@ -84,6 +83,7 @@ def imitate(
         settings: How it is fitted.
         disliked: Like the sequences: what should become less likely.
         start: Additive edit of those layers to begin with; None for none.
+        seed: Of which texts form a batch.
         progress: Show a progress bar when on a terminal.
 
     Returns:
@@ -97,15 +97,17 @@ def imitate(
     device = language_model.device
     vectors = torch.from_numpy(_start(start, layers, language_model.width)).to(device)
     vectors.requires_grad_(True)
-    parts = _parts(language_model, sequences, settings)
+    parts = _parts(language_model, sequences, settings, seed)
     if not parts:
         raise InputError("expected texts to imitate, got none")
-    avoided = _parts(language_model, disliked, settings)
+    avoided = _parts(language_model, disliked, settings, seed)
     with torch.no_grad():
         before = [_per_token(part) for part in avoided]
     optimiser = torch.optim.Adam([vectors], lr=settings.learning_rate, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, settings.steps)
-    bar = tqdm(range(settings.steps), desc="imitate", disable=None if progress else True)
+    # A text that is in no step would count for nothing.
+    steps = max(settings.steps, len(parts), len(avoided))
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
+    bar = tqdm(range(steps), desc="imitate", disable=None if progress else True)
     with frozen(language_model), bar:
         for step in bar:
             part = parts[step % len(parts)]
@@ -140,11 +142,11 @@ def _start(edit: Edit | None, layers: Sequence[int], width: int) -> np.ndarray:
 
 
 def _parts(
-    language_model: LanguageModel, sequences: Sequences, settings: Imitation
+    language_model: LanguageModel, sequences: Sequences, settings: Imitation, seed: int
 ) -> list[Continuations]:
     """Texts in batches, in an order of their own."""
     cut = [(prompt, text[: settings.tokens]) for prompt, text in sequences]
-    order = np.random.default_rng(settings.seed).permutation(len(cut)).tolist()
+    order = np.random.default_rng(seed).permutation(len(cut)).tolist()
     return [
         Continuations(language_model, [cut[i] for i in order[first : first + settings.rows]])
         for first in range(0, len(order), settings.rows)

@@ -45,6 +45,8 @@ Way: TypeAlias = Literal["imitation"] | Method
 
 # Prompts whose answers tell a dose; each pass takes a second or so.
 _METERED = 8
+# Tokens of what an item answers that an imitation reads.
+_READ = 512
 _TOLERANCE = 0.05  # relative, of a dose
 _TRIES = 12
 
@@ -232,7 +234,8 @@ class Personalizer:
         end = model.tokenizer.eos_token_id
 
         def sequence(item: HistoryItem, text: str) -> tuple[list[int], list[int]]:
-            asked = prompt_tokens(model, render(model.tokenizer, prompt_of(item)))
+            # Its end is next to the answer; all of a long one is more than is worth the memory.
+            asked = prompt_tokens(model, render(model.tokenizer, prompt_of(item)))[-_READ:]
             tokens = response_tokens(model, text)
             return asked, [*tokens, end] if end is not None else [*tokens]
 
@@ -243,6 +246,7 @@ class Personalizer:
             self.settings.imitation,
             disliked=[sequence(item, item.disliked) for item in items if item.disliked is not None],
             start=None if start is None else start.edit,
+            seed=self.settings.seed,
         )
         return self._dosed(edit, at_most=True)
 

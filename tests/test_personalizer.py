@@ -742,7 +742,9 @@ def test_somebody_new_is_sent_to_the_nearest_group(model: LanguageModel) -> None
         expected = np.mean([standing(member) for member in members], axis=0)
         np.testing.assert_allclose(one.centre, expected, atol=1e-6)
         assert (one.statistics["people"], one.statistics["items"]) == (3, 6)
-        together = maker.profile([item for member in members for item in member])
+        # The last items are the last of each.
+        first, last = ([member[place] for member in members] for place in (0, 1))
+        together = maker.profile([*first, *last])
         assert np.array_equal(stacked(one.edit), stacked(together.edit))
     assert assign(["How often should I water my seedlings?"], profiles) == "garden"
     assert assign(["The coach chose a young midfielder."], profiles) == "football"
@@ -763,6 +765,32 @@ def test_a_group_of_two_people_counts_people_not_texts() -> None:
     expected = (standing(GARDEN[0]) + standing(much)) / 2
     assert one.centre is not None
     np.testing.assert_allclose(one.centre, expected, atol=1e-6)
+
+
+def test_the_last_items_of_a_group_are_the_last_of_each(model: LanguageModel) -> None:
+    settings = Personalization(items=3, selection="recent", imitation=Imitation(steps=1))
+    maker = Personalizer(model, settings=settings)
+    members = [["a one", "a two", "a three"], ["b one"], ["c one", "c two"]]
+    one = group_profiles(maker, members, ["all"] * 3)["all"]
+    expected = maker.profile(["a three", "b one", "c two"])
+    assert np.array_equal(stacked(one.edit), stacked(expected.edit))
+
+
+def test_what_an_item_answers_may_be_longer_than_the_context(model: LanguageModel) -> None:
+    """Its end is read."""
+    maker = Personalizer(model, settings=Personalization(imitation=Imitation(steps=2)))
+    end = "x" * 600
+    long, longer = (maker.profile([(start + end, "Fine!")]) for start in ("", "y" * 5000))
+    assert np.array_equal(stacked(long.edit), stacked(longer.edit))
+
+
+def test_a_seed_is_of_the_imitation_too(model: LanguageModel) -> None:
+    history = [f"This is text number {i}." for i in range(6)]
+    edits = []
+    for seed in (0, 0, 1):
+        settings = Personalization(seed=seed, imitation=Imitation(steps=2, rows=2))
+        edits.append(stacked(Personalizer(model, settings=settings).profile(history).edit))
+    assert np.array_equal(edits[0], edits[1]) and not np.allclose(edits[0], edits[2], atol=1e-4)
 
 
 def test_groups_that_are_refused(model: LanguageModel) -> None:
