@@ -268,7 +268,9 @@ def fingerprint(
     """
     hasher = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        weight = parameter if weights is None else weights[name]
+        if _is_tied_copy(model, parameter):
+            continue
+        weight = _value(model, name, parameter) if weights is None else weights[name]
         hasher.update(f"{name}{tuple(weight.shape)}".encode())
         if weight.device.type != "meta":
             hasher.update(_sample(weight.detach()))
@@ -280,6 +282,40 @@ def fingerprint(
         vocabulary=embeddings.shape[0],
         weights=hasher.hexdigest(),
     )
+
+
+def _is_tied_copy(model: PreTrainedModel, parameter: nn.Parameter) -> bool:
+    """Whether it is the head of a model that has it tied, and accelerate's offload took it apart.
+
+    Tied weights are one parameter, and count once, until each is put on `meta` by itself.
+    """
+    head = model.get_output_embeddings()
+    return (
+        parameter.device.type == "meta"
+        and head is not None
+        and parameter is head.weight
+        and parameter is not model.get_input_embeddings().weight
+        and model.config.tie_word_embeddings
+    )
+
+
+def _value(model: PreTrainedModel, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter with its values, also where accelerate keeps them on the CPU or the disk.
+
+    It is given back as it is if nothing has its values.
+    """
+    if parameter.device.type != "meta":
+        return parameter
+    path = name.split(".")
+    # A module may hold those of the modules within it, too.
+    for depth in reversed(range(len(path))):
+        hook = getattr(model.get_submodule(".".join(path[:depth])), "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):  # several are joined in a SequentialHook
+            held: Mapping[str, torch.Tensor] = getattr(part, "weights_map", None) or {}
+            value = held.get(".".join(path[depth:]))
+            if value is not None:
+                return value
+    return parameter
 
 
 def _sample(weight: torch.Tensor) -> bytes:

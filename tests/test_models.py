@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import accelerate
 import pytest
 import torch
 import transformers
@@ -141,6 +142,27 @@ def test_sizes_and_architecture_count():
     assert prints[0].vocabulary == VOCABULARY
     assert prints[0] == tiny("llama").fingerprint
     assert type(prints[0])(**prints[0].to_dict()) == prints[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])  # GPT-2's head is tied, Gemma's too
+def test_where_accelerate_keeps_the_weights_does_not_count(family, tmp_path):
+    cpu = torch.device("cpu")
+    before = print_of(tiny_model(family))
+    offloaded = accelerate.cpu_offload(tiny_model(family), execution_device=cpu)
+    assert all(p.device.type == "meta" for p in offloaded.parameters())
+    assert print_of(offloaded) == before
+    with torch.no_grad():
+        offloaded(torch.tensor([[5, 6, 7]]))
+    assert print_of(offloaded) == before
+    on_disk = accelerate.disk_offload(tiny_model(family), tmp_path, execution_device=cpu)
+    assert print_of(on_disk) == before
+    layers = [type(find_layers(on_disk)[0]).__name__]
+    whole = accelerate.cpu_offload(
+        tiny_model(family), execution_device=cpu, preload_module_classes=layers
+    )
+    assert print_of(whole) == before
+    other = accelerate.cpu_offload(tiny_model(family, seed=1), execution_device=cpu)
+    assert print_of(other) == print_of(tiny_model(family, seed=1)) != before
 
 
 # --- Wrapping and loading ------------------------------------------------------------------------
