@@ -71,6 +71,23 @@ def test_what_cannot_be_baked_is_refused(tmp_path):
     assert model.layers[0].mlp.down_proj.bias is None and not model.model.config.mlp_bias
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantised_models_are_not_baked(tmp_path):
+    declared = tiny("llama")
+    declared.model.config.quantization_config = {"quant_method": "fp8"}
+    int8 = tiny("llama")
+    down = int8.layers[1].mlp.down_proj
+    down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
+    dynamic = tiny("llama")
+    torch.ao.quantization.quantize_dynamic(
+        dynamic.model, {torch.nn.Linear}, torch.qint8, inplace=True
+    )
+    for model in (declared, int8, dynamic):
+        with pytest.raises(InputError, match="quantised"):
+            bake(model, offsets(an_edit(1)), tmp_path / "x", "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_what_is_added_can_be_exported():
     edit = an_edit(1)
     found = offsets(edit)

@@ -40,8 +40,8 @@ def bake(
         told: What the checkpoint is, for its README.
 
     Raises:
-        InputError: If the model is of a kind that has no place for it, the vectors do not fit, or
-            the folder exists.
+        InputError: If the model is of a kind that has no place for it or is quantised, the vectors
+            do not fit, or the folder exists.
     """
     model, folder = language_model.model, Path(folder)
     kind = str(model.config.model_type)
@@ -51,6 +51,11 @@ def bake(
             f"{', '.join(_DOWN)}. A control vector may do (`steer export gguf`)"
         )
     layers, width = language_model.layers, language_model.width
+    if _is_quantised(model, layers, kind):
+        raise InputError(
+            "the model's weights are quantised, and its biases would be too; load it without "
+            "quantisation, and quantise the checkpoint that is written"
+        )
     if bad := [i for i, e in vectors.items() if i >= len(layers) or e.shape != (width,)]:
         raise InputError(
             f"the vectors at layers {bad} do not fit a model of {len(layers)} layers "
@@ -68,6 +73,14 @@ def bake(
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_quantised(model: PreTrainedModel, layers: tuple[nn.Module, ...], kind: str) -> bool:
+    if getattr(model.config, "quantization_config", None) is not None:
+        return True
+    weights: list[Any] = [layer.get_submodule(_DOWN[kind]).weight for layer in layers]
+    # That of one of PyTorch's quantised modules is a method.
+    return not all(isinstance(w, torch.Tensor) and w.is_floating_point() for w in weights)
 
 
 @contextmanager
