@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -62,6 +64,17 @@ FAMILIES: Mapping[str, Family] = {
     "falcon": Family("transformer.h", tested=False),
     "opt": Family("model.decoder.layers", tested=False),
 }
+
+LOAD_ERRORS = (
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+"""What `transformers` raises of a model that is missing, damaged or does not fit its settings."""
 
 # Elements of one weight that enter the fingerprint: evenly spaced, so that a model of any size
 # is read in about a second and any fine-tuned copy still differs.
@@ -151,14 +164,15 @@ def load_model(
         quantization_config: Passed to `from_pretrained`, for quantised weights.
 
     Raises:
-        ModelError: If it cannot be loaded.
+        InputError: If there is no such device, or both `device` and `device_map` are given.
+        ModelError: If it cannot be loaded, or put on the device.
         UnsupportedModelError: If its decoder layers are not found.
     """
     source = packaged_model_dir() if model is None else model
     name = PACKAGED_NAME if model is None else str(model)
     if device is not None and device_map is not None:
         raise InputError("pass either device or device_map, not both")
-    target = torch.device(device or _default_device())
+    target = _usable_device(device or _default_device())
     if dtype is None and device_map is None and target.type == "cpu":
         dtype = torch.float32
     options: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype}
@@ -170,13 +184,16 @@ def load_model(
         with no_progress_bars():
             loaded = AutoModelForCausalLM.from_pretrained(source, **options)
             tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, ImportError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(
             f"model {name!r} could not be loaded: {error}. Expected a local folder with a "
             "checkpoint and tokenizer, or the id of a causal language model on the hub"
         ) from error
     if device_map is None and quantization_config is None:
-        loaded = loaded.to(target)
+        try:
+            loaded = loaded.to(target)
+        except RuntimeError as error:  # out of memory, say
+            raise ModelError(f"model {name!r} could not be put on {target}: {error}") from error
     return wrap_model(loaded, tokenizer, name=name)
 
 
@@ -327,6 +344,20 @@ def _sample(weight: torch.Tensor) -> bytes:
         flat = flat.float()
         flat = torch.where(flat.abs() < 2.0**-14, 0.0, flat).bfloat16().view(torch.int16)
     return flat.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _usable_device(device: str) -> torch.device:
+    try:
+        found = torch.device(device)
+        # Known is not yet there: PyTorch may have been built without it (an AssertionError, or an
+        # ImportError), or the machine lacks it.
+        torch.empty(0, device=found)
+    except (AssertionError, ImportError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"device: expected one that can be used here, such as {_default_device()!r}, got "
+            f"{device!r}: {error}"
+        ) from error
+    return found
 
 
 def _default_device() -> str:

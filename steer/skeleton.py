@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from steer.errors import ModelError
-from steer.models import LanguageModel, fingerprint, load_model, wrap_model
+from steer.models import LOAD_ERRORS, LanguageModel, fingerprint, load_model, wrap_model
 from steer.packaged import packaged_model_dir
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -59,12 +59,12 @@ def load_skeleton(folder: Path, name: str) -> LanguageModel:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        if (folder / "generation_config.json").exists():
+            network.generation_config = GenerationConfig.from_pretrained(folder)
+        weights = _weights(folder)
+    except LOAD_ERRORS as error:
         raise ModelError(f"model {name!r} could not be loaded: {error}") from error
-    if (folder / "generation_config.json").exists():
-        network.generation_config = GenerationConfig.from_pretrained(folder)
     skeleton = wrap_model(network, tokenizer, name=name)
-    weights = _weights(folder)
     if {name for name, _ in network.named_parameters()} <= weights.keys():
         found = fingerprint(network, len(skeleton.layers), weights)
     else:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from steer import edit_file
 from steer.edits import ZERO, two_step
-from steer.errors import InputError
+from steer.errors import InputError, ModelError
 from steer.models import load_model
 from steer.serve.asked_edit import AskedEdit
 from steer.serve.salt import cache_salt, check_salt
@@ -152,3 +152,16 @@ def test_files_of_other_names_are_loaded_to_be_known(tmp_path):
         load_skeleton(tmp_path, "tiny").fingerprint
         == load_model(tmp_path, device="cpu").fingerprint
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+)
+def test_a_skeleton_of_damaged_files(tmp_path, name):
+    model = tiny("llama")
+    model.model.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="'tiny' could not be loaded"):
+        load_skeleton(tmp_path, "tiny")

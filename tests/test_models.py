@@ -1,6 +1,7 @@
 """`steer.models`: decoder layers of every family, fingerprints, loading from a folder."""
 
 import copy
+import shutil
 import warnings
 
 import accelerate
@@ -229,3 +230,50 @@ def test_what_cannot_be_loaded(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="could not be loaded"):
         load_model(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -100])
+def test_a_truncated_checkpoint(saved, tmp_path, length):
+    folder, _ = saved
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_model(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("damage", ["pickle", "archive", "sizes", "tokenizer", "index"])
+def test_damaged_checkpoints_of_other_kinds(saved, tmp_path, damage):
+    folder, model = saved
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    if damage == "sizes":
+        model.config.__class__(**{**model.config.to_dict(), "vocab_size": 50}).save_pretrained(
+            tmp_path
+        )
+    elif damage == "tokenizer":
+        (tmp_path / "tokenizer.json").write_text("{}")
+    else:
+        (tmp_path / "model.safetensors").unlink()
+        if damage == "index":
+            (tmp_path / "model.safetensors.index.json").write_text("{}")
+        else:
+            file = tmp_path / "pytorch_model.bin"
+            torch.save(model.state_dict(), file)
+            file.write_bytes(file.read_bytes()[:3000] if damage == "archive" else b"no pickle")
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_model(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:99", "hpu", ["cpu"]])
+def test_a_device_that_cannot_be_used(saved, device):
+    with pytest.raises(InputError, match="device"):
+        load_model(saved[0], device=device)
+
+
+def test_a_model_too_large_for_the_device(saved, monkeypatch):
+    def full(self, device):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "to", full)
+    with pytest.raises(ModelError, match="put on cpu: out of memory"):
+        load_model(saved[0], device="cpu")
