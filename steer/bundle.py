@@ -40,7 +40,7 @@ from steer.fields import (
 )
 from steer.gate import Gate, behind
 from steer.interference import Interference
-from steer.models import Fingerprint
+from steer.models import Fingerprint, check_fingerprint
 from steer.portfolio import Portfolio
 from steer.portfolio_json import from_json, to_json
 from steer.portfolio_summary import summary
@@ -92,7 +92,7 @@ class Bundle:
     def __post_init__(self) -> None:
         """Validate."""
         check_text(self.model, "bundle field 'model'")
-        checks.check_fingerprint(self.fingerprint)
+        check_fingerprint(self.fingerprint, "bundle field 'fingerprint'")
         if self.scope not in ("response", "all"):
             raise InputError(
                 f"bundle field 'scope': expected 'response' or 'all', got {self.scope!r}"
@@ -367,7 +367,7 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
     exact_keys(document, expected, "metadata")
     identity = check_fields(document["fingerprint"], Fingerprint, "field 'fingerprint'")
     fingerprint = Fingerprint(**identity)
-    checks.check_fingerprint(fingerprint)
+    check_fingerprint(fingerprint, "bundle field 'fingerprint'")
 
     entries = {
         name: check_object(value, f"trait {name!r}")

@@ -7,7 +7,6 @@ from collections.abc import Container, Mapping
 from steer.edit_tensors import check_storable
 from steer.edits import Edit
 from steer.errors import InputError
-from steer.fields import check_text, check_whole
 from steer.gate import Gate
 from steer.interference import Interference
 from steer.models import Fingerprint
@@ -32,18 +31,6 @@ def profile(value: object, where: str) -> Profile:
     if not isinstance(value, Profile):
         raise InputError(f"{where}: expected a Profile, got {value!r:.80}")
     return value
-
-
-def check_fingerprint(value: object) -> None:
-    """Check that a value tells which model a bundle was built on."""
-    where = "bundle field 'fingerprint'"
-    if not isinstance(value, Fingerprint):
-        raise InputError(f"{where}: expected a Fingerprint, got {value!r:.80}")
-    for key in ("architecture", "weights"):
-        check_text(getattr(value, key), f"{where}, {key!r}")
-    for key in ("layers", "width", "vocabulary"):
-        if check_whole(getattr(value, key), f"{where}, {key!r}") == 0:
-            raise InputError(f"{where}, {key!r}: expected 1 or more, got 0")
 
 
 def check_traits(traits: Mapping[str, TraitEntry], model: Fingerprint) -> None:

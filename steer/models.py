@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from steer.errors import InputError, ModelError, UnsupportedModelError, UntestedModelWarning
+from steer.fields import check_text, check_whole
 from steer.packaged import NAME as PACKAGED_NAME
 from steer.packaged import packaged_model_dir
 from steer.quiet import no_progress_bars
@@ -108,6 +109,25 @@ class Fingerprint:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)
+
+
+def check_fingerprint(value: object, where: str) -> None:
+    """Check that a value tells which model something was made with.
+
+    Args:
+        value: The value.
+        where: Where it stands, for the error.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if not isinstance(value, Fingerprint):
+        raise InputError(f"{where}: expected a Fingerprint, got {value!r:.80}")
+    for key in ("architecture", "weights"):
+        check_text(getattr(value, key), f"{where}, {key!r}")
+    for key in ("layers", "width", "vocabulary"):
+        if check_whole(getattr(value, key), f"{where}, {key!r}") == 0:
+            raise InputError(f"{where}, {key!r}: expected 1 or more, got 0")
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from steer.fields import (
 )
 from steer.history import HistoryItem
 from steer.insights import Insights
-from steer.models import Fingerprint
+from steer.models import Fingerprint, check_fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,7 @@ class Profile:
     def __post_init__(self) -> None:
         """Validate."""
         where = "profile, field "
-        if not isinstance(self.fingerprint, Fingerprint):
-            raise InputError(f"{where}'fingerprint': expected a Fingerprint, got no such")
+        check_fingerprint(self.fingerprint, f"{where}'fingerprint'")
         check_storable(self.edit, f"{where}'edit'")
         for index, layer in self.edit.layers.items():
             if index >= self.fingerprint.layers or layer.width != self.fingerprint.width:

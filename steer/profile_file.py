@@ -12,7 +12,7 @@ from steer import container, profile
 from steer.edit_tensors import edit_of, layouts_of, tensors_of
 from steer.errors import BundleFormatError, InputError
 from steer.fields import by_layer, check_fields, check_whole, exact_keys, required
-from steer.models import Fingerprint
+from steer.models import Fingerprint, check_fingerprint
 from steer.profile import Profile
 
 FORMAT = 1
@@ -48,8 +48,9 @@ def from_bytes(data: bytes) -> Profile:
         exact_keys(document, rest | profile.KEYS, "metadata")
         identity = check_fields(document["fingerprint"], Fingerprint, "field 'fingerprint'")
         fingerprint = Fingerprint(**identity)
+        check_fingerprint(fingerprint, "field 'fingerprint'")
         ranks = by_layer(document["ranks"], check_whole, "field 'ranks'")
-        layouts = layouts_of(_OWNER, ranks, check_whole(fingerprint.width, "field 'width'"))
+        layouts = layouts_of(_OWNER, ranks, fingerprint.width)
         if document["centre"] is not None:
             layouts[_CENTRE] = ("F32", (check_whole(document["centre"], "field 'centre'"),))
         tensors = container.tensors(data, header, layouts, document["tensors_sha256"])

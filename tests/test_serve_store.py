@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 pytest.importorskip("sqlalchemy")
 
+from steer import container
 from steer.errors import BundleFormatError, InputError, StoreError
 from steer.history import HistoryItem
 from steer.insights import Insights
@@ -242,6 +245,22 @@ def test_a_damaged_profile_is_refused(place):
         from_bytes(bytes(data))
     with pytest.raises(BundleFormatError):
         from_bytes(bytes(data[: place % len(data)]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("layers", None), ("layers", 0), ("width", "32"), ("vocabulary", -1), ("weights", 7)],
+)
+def test_a_profile_of_no_such_model_is_refused(key, value):
+    data = to_bytes(a_profile())
+    _, document = container.unpack(data)
+    document = {name: document[name] for name in document if name not in container.SEALS}
+    document["fingerprint"][key] = value
+    forged = container.pack(document, safetensors.numpy.load(data))
+    with pytest.raises(BundleFormatError, match=f"'fingerprint', '{key}'"):
+        from_bytes(forged)
+    with pytest.raises(InputError, match=f"'fingerprint', '{key}'"):
+        replace(a_profile(), fingerprint=replace(MODEL.fingerprint, **{key: value}))
 
 
 # --- Tenants -------------------------------------------------------------------------------------
