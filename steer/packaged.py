@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +64,18 @@ def packaged_model_dir() -> Path:
     source = packaged_gguf()
     _check_sha256(source)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        # Within it, so that who may read it is as for any new folder.
+        converted = Path(temporary) / folder.name
         with no_progress_bars():
-            _convert(source, temporary)
+            _convert(source, converted)
         try:
-            os.rename(temporary, folder)
+            os.rename(converted, folder)
         except OSError:
-            # Another process finished the same conversion first; its copy is as good as ours.
+            # Another process finished the same conversion first, or another thread; its copy is as
+            # good as ours.
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -5,6 +5,7 @@ They are loaded on the first call and kept.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import overload
@@ -19,10 +20,18 @@ from steer.personalizer import Personalization
 from steer.profile import Profile
 from steer.steerer import Person, Steerer, Weights, load
 
+# `cache` alone would let threads that ask at once load a model each.
+_LOADING = threading.Lock()
 
-@cache
+
 def default_steerer() -> Steerer:
     """The packaged model with its default bundle."""
+    with _LOADING:
+        return _kept()
+
+
+@cache
+def _kept() -> Steerer:
     return load()
 
 

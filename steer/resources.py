@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +59,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Its own name: threads of one process may write one file at once, as processes may.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
     try:
         if mode is not None:

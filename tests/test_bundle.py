@@ -31,6 +31,7 @@ from steer.models import Fingerprint
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio, Trial
 from steer.questions import Answered
+from steer.resources import atomic_path
 from steer.trait_entry import TraitEntry
 
 WIDTH = 6
@@ -508,6 +509,16 @@ def test_failure_while_writing_leaves_the_old_file(saved, monkeypatch):
         _bundle(scope="all").save(saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_a_file_that_is_written_twice_at_once_is_whole(saved):
+    with atomic_path(saved) as first:
+        first.write_bytes(b"fir")
+        _bundle().save(saved)
+        assert first.read_bytes() == b"fir"
+        assert _same(Bundle.load(saved), _bundle())
+        first.write_bytes(b"first")
+    assert saved.read_bytes() == b"first" and list(saved.parent.iterdir()) == [saved]
 
 
 def test_info_is_json(saved):

@@ -2,7 +2,9 @@
 
 import copy
 import shutil
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import accelerate
 import pytest
@@ -10,6 +12,7 @@ import torch
 import transformers
 
 import steer.models
+from steer import packaged
 from steer.errors import InputError, ModelError, UnsupportedModelError, UntestedModelWarning
 from steer.models import find_layers, fingerprint, load_model, wrap_model
 from tests.models import FAMILIES, LAYERS, PAD, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
@@ -230,6 +233,28 @@ def test_what_cannot_be_loaded(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="could not be loaded"):
         load_model(tmp_path, device="cpu")
+
+
+def test_the_packaged_model_is_converted_by_two_threads_at_once(tmp_path, monkeypatch):
+    both = threading.Barrier(2)
+
+    def convert(source, target):
+        target.mkdir()
+        both.wait(10)  # both are at it
+        (target / "config.json").write_text("{}")
+        both.wait(10)
+
+    monkeypatch.setenv("STEER_CACHE", str(tmp_path))
+    monkeypatch.setattr(packaged, "packaged_gguf", lambda: tmp_path / "a.gguf")
+    monkeypatch.setattr(packaged, "_check_sha256", lambda path: None)
+    monkeypatch.setattr(packaged, "_convert", convert)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (
+            one.result() for one in [pool.submit(packaged.packaged_model_dir) for _ in range(2)]
+        )
+    assert first == second and list(first.parent.iterdir()) == [first]
+    assert [path.name for path in first.iterdir()] == ["config.json"]
+    assert first.stat().st_mode == first.parent.stat().st_mode
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -100])

@@ -6,8 +6,11 @@ are written for it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -887,3 +890,16 @@ def test_the_default_steerer_makes_profiles(
     said = steer.generate("Hi there", profile=strong, max_new_tokens=8)
     assert said == steerer.generate("Hi there", profile=strong, max_new_tokens=8)
     assert said != steer.generate("Hi there", max_new_tokens=8)
+
+
+def test_threads_that_ask_at_once_share_the_default_steerer(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load() -> Steerer:
+        time.sleep(0.1)  # all ask meanwhile
+        return Steerer(model, Bundle("tiny", model.fingerprint, "response", {}, {}, {}))
+
+    monkeypatch.setattr(quick, "_kept", cache(load))
+    with ThreadPoolExecutor(4) as pool:
+        found = {one.result() for one in [pool.submit(quick.default_steerer) for _ in range(4)]}
+    assert len(found) == 1
