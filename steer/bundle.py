@@ -164,6 +164,10 @@ class Bundle:
 
         Args:
             path: Where to; an existing file is replaced.
+
+        Raises:
+            InputError: If it is larger than what is read again.
+            BundleFormatError: If its arrays are no longer what was validated.
         """
         data = self._to_bytes()
         # What could not be loaded again must not replace a file that can. (NumPy arrays are
@@ -187,7 +191,11 @@ class Bundle:
         return _parse(container.read_bytes(Path(path)), str(path))
 
     def info(self) -> dict[str, Any]:
-        """A summary in plain JSON values; `size` is the file's, in bytes."""
+        """A summary in plain JSON values; `size` is the file's, in bytes.
+
+        Raises:
+            InputError: If it is too large for a file.
+        """
         return {
             "schema": SCHEMA,
             "model": self.model,

@@ -46,10 +46,25 @@ _KINDS = (
 
 
 def pack(document: Mapping[str, Any], tensors: Tensors) -> bytes:
-    """The bytes of a file; the same content gives the same bytes."""
+    """The bytes of a file; the same content gives the same bytes.
+
+    Raises:
+        InputError: If there are more of them than would be read again.
+    """
     content = {**document, "tensors_sha256": _tensors_digest(tensors)}
     content["sha256"] = _digest(content)
-    return safetensors.save(dict(tensors), metadata={_METADATA_KEY: _canonical(content)})
+    data = safetensors.save(dict(tensors), metadata={_METADATA_KEY: _canonical(content)})
+    if len(data) > _MAX_FILE_BYTES:
+        raise InputError(
+            f"too large: expected at most {_MAX_FILE_BYTES} bytes, got {len(data)}; keep fewer "
+            "edits or profiles in one file"
+        )
+    if (length := _header_length(data)) > _MAX_HEADER_BYTES:
+        raise InputError(
+            f"too large: expected at most {_MAX_HEADER_BYTES} bytes of all but arrays, got "
+            f"{length}; keep fewer profiles in one file, or no evidence"
+        )
+    return data
 
 
 def read_bytes(path: Path) -> bytes:
@@ -109,7 +124,7 @@ def tensors(
             with.
         SafetensorError: If safetensors finds fault with it.
     """
-    start = 8 + int.from_bytes(data[:8], "little")
+    start = 8 + _header_length(data)
     end = start
     exact_keys({key: None for key in header if key != "__metadata__"}, set(layouts), "tensors")
     for name, (dtype, shape) in layouts.items():
@@ -137,16 +152,25 @@ def tensors(
     return found
 
 
+def _header_length(data: bytes) -> int:
+    return int.from_bytes(data[:8], "little")
+
+
 def _header(data: bytes) -> dict[str, Any]:
     """The safetensors header: 8 bytes of length, then JSON."""
     if not data:
         raise InputError("truncated: the file is empty")
-    length = int.from_bytes(data[:8], "little")
+    length = _header_length(data)
     # Fewer bytes are no more than a length, which may begin like anything.
     if len(data) > 8 and (data[8:9] != b"{" or length > _MAX_HEADER_BYTES):
         for magic, kind in _KINDS:
             if data.startswith(magic):
                 raise InputError(f"not a safetensors file; looks like {kind}")
+        if data[8:9] == b"{":
+            raise InputError(
+                f"not a safetensors file, or its header is damaged: expected at most "
+                f"{_MAX_HEADER_BYTES} bytes of it, got a length of {length}"
+            )
         raise InputError("not a safetensors file, or its header is damaged")
     if len(data) < 8 + length:
         raise InputError(f"truncated: the file has {len(data)} bytes and ends inside the header")

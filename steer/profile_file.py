@@ -21,7 +21,11 @@ _CENTRE = "centre"
 
 
 def to_bytes(one: Profile) -> bytes:
-    """The bytes of a profile; the same profile gives the same bytes."""
+    """The bytes of a profile; the same profile gives the same bytes.
+
+    Raises:
+        InputError: If there are more of them than would be read again.
+    """
     tensors = tensors_of(_OWNER, one.edit)
     if one.centre is not None:
         tensors[_CENTRE] = one.centre

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load as st_load
 from safetensors.numpy import save as st_save
 
+from steer import container
 from steer.bundle import SCHEMA, Bundle
 from steer.certificate import certify
 from steer.edits import ZERO, Edit, LayerEdit, additive, two_step
@@ -511,6 +512,22 @@ def test_failure_while_writing_leaves_the_old_file(saved, monkeypatch):
     assert os.listdir(saved.parent) == [saved.name]
 
 
+@pytest.mark.parametrize("limit", ["_MAX_FILE_BYTES", "_MAX_HEADER_BYTES"])
+def test_what_is_too_large_to_be_loaded_replaces_nothing(saved, monkeypatch, limit):
+    before = saved.read_bytes()
+    _bundle(scope="all").save(saved)
+    data = saved.read_bytes()
+    size = len(data) if limit == "_MAX_FILE_BYTES" else int.from_bytes(data[:8], "little")
+    saved.write_bytes(before)
+    monkeypatch.setattr(container, limit, size - 1)
+    with pytest.raises(InputError, match=f"at most {size - 1} bytes.*, got {size};"):
+        _bundle(scope="all").save(saved)
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
+    monkeypatch.setattr(container, limit, size)
+    _bundle(scope="all").save(saved)
+    assert _same(Bundle.load(saved), _bundle(scope="all"))
+
+
 def test_a_file_that_is_written_twice_at_once_is_whole(saved):
     with atomic_path(saved) as first:
         first.write_bytes(b"fir")
@@ -688,7 +705,8 @@ def test_other_kinds_of_file(tmp_path):
 def test_huge_header_length(saved, length):
     data = length.to_bytes(8, "little") + saved.read_bytes()[8:]
     tracemalloc.start()
-    _refused(saved, data, BundleFormatError, "header is damaged")
+    match = f"header is damaged: expected at most {16 << 20} bytes of it, got a length of {length}"
+    _refused(saved, data, BundleFormatError, match)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
