@@ -212,7 +212,8 @@ def load_model(
     if device_map is None and quantization_config is None:
         try:
             loaded = loaded.to(target)
-        except RuntimeError as error:  # out of memory, say
+        # Out of memory, say, or quantised in a way that is bound to where it was loaded.
+        except (RuntimeError, ValueError) as error:
             raise ModelError(f"model {name!r} could not be put on {target}: {error}") from error
     return wrap_model(loaded, tokenizer, name=name)
 

@@ -65,10 +65,12 @@ def load_skeleton(folder: Path, name: str) -> LanguageModel:
     except LOAD_ERRORS as error:
         raise ModelError(f"model {name!r} could not be loaded: {error}") from error
     skeleton = wrap_model(network, tokenizer, name=name)
-    if {name for name, _ in network.named_parameters()} <= weights.keys():
+    quantised = getattr(network.config, "quantization_config", None) is not None
+    if not quantised and {name for name, _ in network.named_parameters()} <= weights.keys():
         found = fingerprint(network, len(skeleton.layers), weights)
     else:
-        # The files have other names than the model, which renames what it loads.
+        # The files have other names or values than the model, which renames or unpacks what it
+        # loads.
         found = load_model(folder, device="cpu").fingerprint
     return replace(skeleton, fingerprint=found)
 

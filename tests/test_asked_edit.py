@@ -6,8 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from steer import edit_file
 from steer.edits import ZERO, two_step
@@ -152,6 +155,37 @@ def test_files_of_other_names_are_loaded_to_be_known(tmp_path):
         load_skeleton(tmp_path, "tiny").fingerprint
         == load_model(tmp_path, device="cpu").fingerprint
     )
+
+
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="FP8 without a GPU needs transformers 5"
+)
+def test_quantised_files_are_loaded_to_be_known(tmp_path):
+    model = tiny("llama", hidden_size=128, intermediate_size=128, num_hidden_layers=2)
+    model.model.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    # FP8 keeps the names of the weights, beside which it has scales.
+    file, held = tmp_path / "model.safetensors", {}
+    for name, weight in load_file(file).items():
+        if "_proj" in name:
+            held[name] = (4 * weight).to(torch.float8_e4m3fn)
+            held[f"{name}_scale_inv"] = torch.full((1, 1), 0.25)
+        else:
+            held[name] = weight
+    save_file(held, file, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+        "dequantize": True,  # as is done anyway where there is no GPU
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_model(tmp_path, device="cpu")
+    with torch.no_grad():
+        ids = torch.tensor([[5, 6, 7]])
+        found, expected = loaded.model(ids).logits, model.model(ids).logits
+    assert (found - expected).norm() < 0.2 * expected.norm()  # the scales were read
+    assert load_skeleton(tmp_path, "tiny").fingerprint == loaded.fingerprint
 
 
 @pytest.mark.parametrize(

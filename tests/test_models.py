@@ -295,10 +295,11 @@ def test_a_device_that_cannot_be_used(saved, device):
         load_model(saved[0], device=device)
 
 
-def test_a_model_too_large_for_the_device(saved, monkeypatch):
-    def full(self, device):
-        raise torch.cuda.OutOfMemoryError("out of memory")
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, ValueError])
+def test_a_model_that_cannot_be_put_on_the_device(saved, monkeypatch, error):
+    def refuse(self, device):
+        raise error("no place for it")
 
-    monkeypatch.setattr(transformers.PreTrainedModel, "to", full)
-    with pytest.raises(ModelError, match="put on cpu: out of memory"):
+    monkeypatch.setattr(transformers.PreTrainedModel, "to", refuse)
+    with pytest.raises(ModelError, match="put on cpu: no place for it"):
         load_model(saved[0], device="cpu")
