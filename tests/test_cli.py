@@ -314,6 +314,28 @@ def test_a_profile_is_made_used_and_forgotten(steer, folder: Path, tmp_path: Pat
     fails(steer("forget", str(people), "ann"), 2, "no profile 'ann'")
 
 
+def test_people_who_are_stored_stay_as_others_come(steer, folder: Path, tmp_path: Path) -> None:
+    history, people = tmp_path / "history.txt", tmp_path / "people.safetensors"
+    history.write_text("word1 word2\nword3 word4\n", encoding="utf-8")
+    model = ("--model", str(folder / "model"))
+
+    def made(name: str, bundle: Path) -> tuple[int, str, str]:
+        written = ("--name", name, "--output", str(people), "--bundle", str(bundle))
+        return steer("personalize", str(history), *written, *model)
+
+    first = folder / "bundle.safetensors"
+    assert made("ann", first)[0] == 0
+    kept = people.read_bytes()
+    fails(made("ben", first), 2, "people.safetensors exists", f"--bundle {people}")
+    assert people.read_bytes() == kept
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(people)
+    assert made("ben", people)[0] == made("eve", link)[0] == 0
+    assert set(Bundle.load(people).profiles) == {"ann", "ben", "eve"}
+    people.unlink()
+    fails(made("ann", tmp_path / "none.safetensors"), 1, "no such file")
+
+
 def test_evidence_is_kept_if_asked(steer, tmp_path: Path) -> None:
     history, people = tmp_path / "ann.txt", tmp_path / "people.safetensors"
     history.write_text("word1 word2\n\nword3 word4\n", encoding="utf-8")

@@ -10,8 +10,8 @@ import typer
 
 from steer.cli.app import app
 from steer.cli.console import doing, out
-from steer.cli.options import BundleFile, Force, Model, Seed, load_steerer
-from steer.errors import DataError
+from steer.cli.options import BundleFile, Force, Model, Seed, bundle_path, load_steerer
+from steer.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from steer.history import HistoryItem
@@ -35,7 +35,11 @@ def personalize(
     ],
     name: Name,
     output: Annotated[
-        Path, typer.Option(help="Bundle with the profile in it; may be the bundle itself.")
+        Path,
+        typer.Option(
+            help="Bundle with the profile in it: a new file, or the bundle itself, for one profile "
+            "more."
+        ),
     ],
     keep_evidence: Annotated[
         bool, typer.Option("--keep-evidence", help="Keep texts of the history in the profile.")
@@ -55,6 +59,7 @@ def personalize(
     # What can be refused is refused before the slow part.
     check_name(name)
     items = read_items(history)
+    _check_output(output, bundle_path(bundle))
     steerer = load_steerer(model, bundle, force=force)
     with doing("reading how they write"):
         profile = steerer.personalize(
@@ -64,7 +69,8 @@ def personalize(
     used, given = profile.statistics["items used"], profile.statistics["items"]
     out.print(
         f"{name}: {used} of {given} texts, {profile.dose:.2f} nats per token, "
-        f"{float(profile.statistics['seconds']):.0f} s -> {output}"
+        f"{float(profile.statistics['seconds']):.0f} s -> {output}",
+        soft_wrap=True,
     )
 
 
@@ -86,7 +92,6 @@ def read_items(path: Path) -> list[HistoryItem]:
     Raises:
         DataError: If it cannot be read, or a line is not what it should be.
     """
-    from steer.errors import InputError
     from steer.history import HistoryItem
 
     try:
@@ -106,8 +111,16 @@ def read_items(path: Path) -> list[HistoryItem]:
     return items
 
 
+def _check_output(output: Path, bundle: Path) -> None:
+    """Refuse to write over a file whose profiles would be lost."""
+    # That there is no such bundle is told where it is loaded.
+    if output.exists() and bundle.exists() and not output.samefile(bundle):
+        raise InputError(
+            f"{output} exists; add --bundle {output} to keep what is in it, or name another file"
+        )
+
+
 def _item(value: Any) -> HistoryItem:
-    from steer.errors import InputError
     from steer.history import HistoryItem
 
     if isinstance(value, str):
