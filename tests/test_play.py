@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import re
 import socket
@@ -18,6 +19,7 @@ if transformers.__version__.startswith("4."):
     pytest.skip("serving needs transformers 5", allow_module_level=True)
 pytest.importorskip("gradio", reason="the playground needs pip install 'steer-engine[play]'")
 
+import gradio
 import gradio_client
 
 from steer.bundle import Bundle
@@ -25,7 +27,7 @@ from steer.errors import InputError, SteerError
 from steer.onboarding import Onboarding
 from steer.play.conversation import Conversation, Decoding, Exchange, answers
 from steer.play.mixture_map import MixtureMap
-from steer.play.page import Playground, mount
+from steer.play.page import Playground, _messages, mount
 from steer.play.panels import known_panel, map_background, map_place, why_panel
 from steer.play.triangle import CORNERS, Point, regions
 from steer.play.why import why
@@ -324,6 +326,22 @@ def test_a_page_is_made_without_asking_anybody(monkeypatch):
     service = an_app().state.service
     config = Playground(service).blocks.get_config_file()
     assert config["analytics_enabled"] is False
+
+
+def test_what_is_said_shows_as_it_was_written():
+    """Neither as Markdown nor as HTML, whose images a browser would fetch."""
+    config = Playground(an_app().state.service).blocks.get_config_file()
+    panes = [one["props"] for one in config["components"] if one["type"] == "chatbot"]
+    assert [pane["elem_id"] for pane in panes] == ["steered", "unsteered"]
+    assert all(not pane["render_markdown"] and not pane["latex_delimiters"] for pane in panes)
+    prompt = "<img src='//example.org/a.png'> & why?"
+    code = "def f():\n    if 1 < 2:\n\treturn 3"
+    talk = Conversation((Exchange(prompt, code, "![an image](http://example.org/b.png)"),))
+    for steered, answer in ((True, code), (False, talk.exchanges[0].unsteered)):
+        shown = gradio.Chatbot().postprocess(_messages(talk, steered=steered)).model_dump()
+        texts = [part["text"] for message in shown for part in message["content"]]
+        assert [html.unescape(text) for text in texts] == [prompt, answer]
+        assert not any("<" in text for text in texts)
 
 
 def test_a_model_that_only_continues_text_cannot_play():

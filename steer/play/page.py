@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,9 @@ class Playground:
                 elem_id=kind,
                 height=290,
                 buttons=[],
+                # Text as it was written: an image in an answer would be fetched from elsewhere.
+                render_markdown=False,
+                latex_delimiters=[],
                 feedback_options=None,
                 allow_file_downloads=False,
                 examples=[{"text": prompt} for prompt in PROMPTS] if steered else None,
@@ -463,14 +467,19 @@ def _errors_told() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from error
 
 
-def _messages(talk: Conversation, *, steered: bool) -> list[dict[str, str]]:
+def _messages(talk: Conversation, *, steered: bool) -> list[dict[str, Any]]:
     """A conversation as a pane has it."""
     told = []
     for one in talk.exchanges:
         answer = one.steered if steered else one.unsteered
-        told.append({"role": "user", "content": one.prompt})
-        told.append({"role": "assistant", "content": answer or "…"})
+        told += [_message("user", one.prompt), _message("assistant", answer or "…")]
     return told
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    """What shows as the text itself: without Markdown, Gradio still takes HTML for what it is."""
+    # As a part: of a plain string Gradio takes the indentation away.
+    return {"role": role, "content": [{"type": "text", "text": escape(text)}]}
 
 
 def _example(chosen: gr.SelectData) -> str:
