@@ -344,6 +344,31 @@ def test_what_is_said_shows_as_it_was_written():
         assert not any("<" in text for text in texts)
 
 
+def test_again_leaves_what_was_said_and_typed_where_it_cannot_be_answered():
+    app = an_app()
+    page = Playground(app.state.service)
+    talk = Conversation((Exchange("Hi", "a", "b"), Exchange("And?", "c", "d")))
+
+    def again(talk: Conversation, tokens: int) -> list[dict]:
+        async def work() -> list[dict]:
+            request = gradio.Request(session_hash="mine")
+            numbers = (tokens, 0.0, 0, 1.0, 1.0, 0.5, 0.0)
+            return [update async for update in page._repeat(request, "Typed", talk, *numbers)]
+
+        return run(app, work)
+
+    shown = again(talk, 8)
+    assert shown[0][page._box].value == "Typed" and page._box not in shown[1]
+    first, last = shown[-2][page._talk].exchanges
+    assert first == talk.exchanges[0] and last.prompt == "And?"
+    assert last.steered not in ("", "c") and last.unsteered not in ("", "d")
+    with pytest.warns(UserWarning, match="max_tokens"):
+        shown = again(talk, 10_000)[-1]
+    assert shown[page._talk] == talk and shown[page._box].value == "Typed"
+    assert shown[page._steered] == _messages(talk, steered=True)
+    assert again(Conversation(), 8) == [{page._box: gradio.skip()}]
+
+
 def test_a_model_that_only_continues_text_cannot_play():
     service = an_app().state.service
     service.steerer.language_model.tokenizer.chat_template = None

@@ -237,13 +237,11 @@ class Playground:
             self._box, self._again, self._talk, self._caption, self._steered, self._unsteered
         ]  # fmt: skip
         settings: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        # What is asked by a click stands in the box first, as if it had been typed.
+        # An example stands in the box first, as if it had been typed.
         example = self._steered.example_select(
             _example, None, [self._box], queue=False, api_visibility="private"
         ).then(self._answer, inputs, outputs, **settings)
-        repeated = self._again.click(
-            _last, [self._talk], [self._box, self._talk], queue=False, api_visibility="private"
-        ).then(self._answer, inputs, outputs, **settings)
+        repeated = self._again.click(self._repeat, inputs, outputs, **settings)
         asked = self._box.submit(
             self._answer,
             inputs,
@@ -348,26 +346,55 @@ class Playground:
     # --- The conversation -------------------------------------------------------------------------
 
     async def _answer(
+        self, request: gr.Request, text: str, talk: Conversation, *numbers: float
+    ) -> AsyncGenerator[Update, None]:
+        """Both answers to what is in the box, as they are written."""
+        written = self._written(request, text, talk, numbers, text.strip(), talk, "")
+        async with aclosing(written):
+            async for update in written:
+                yield update
+
+    async def _repeat(
+        self, request: gr.Request, text: str, talk: Conversation, *numbers: float
+    ) -> AsyncGenerator[Update, None]:
+        """Both answers to the last prompt anew; what is in the box stays."""
+        prompt = talk.exchanges[-1].prompt if talk.exchanges else ""
+        written = self._written(request, text, talk, numbers, prompt, talk.without_last(), text)
+        async with aclosing(written):
+            async for update in written:
+                yield update
+
+    async def _written(
         self,
         request: gr.Request,
         text: str,
         talk: Conversation,
-        tokens: float,
-        temperature: float,
-        seed: float,
-        knob: float,
-        *values: float,
+        numbers: Sequence[float],
+        prompt: str,
+        before: Conversation,
+        left: str,
     ) -> AsyncGenerator[Update, None]:
-        """Both answers to what is in the box, as they are written."""
-        if not text.strip() or request.session_hash in self._writing:
+        """Both answers to a prompt, or the page as it was where it cannot be answered.
+
+        Args:
+            request: Of the page.
+            text: What is in the box.
+            talk: What was said so far.
+            numbers: How answers are written, the strength, and a number a trait.
+            prompt: What is answered; nothing is done where it is empty.
+            before: What was said before it.
+            left: What stays in the box.
+        """
+        if not prompt or request.session_hash in self._writing:
             yield {self._box: gr.skip()}
             return
+        tokens, temperature, seed, knob, *values = numbers
         decoding = Decoding(round(tokens), temperature, round(seed))
-        written = answers(self._service, talk, text.strip(), self._set(knob, values), decoding)
+        written = answers(self._service, before, prompt, self._set(knob, values), decoding)
         self._writing.add(request.session_hash)
         try:
             # Once: what is still on its way when somebody stops must not make the box busy again.
-            yield self._busy()
+            yield self._busy(left)
             async with aclosing(written):
                 async for now in written:
                     yield self._heard(now)
@@ -390,10 +417,10 @@ class Playground:
             self._again: gr.Button(interactive=True),
         }
 
-    def _busy(self) -> Update:
-        """Answers are being written."""
+    def _busy(self, left: str) -> Update:
+        """Answers are being written; so much is left in the box."""
         return {
-            self._box: gr.Textbox("", submit_btn=False, stop_btn=True),
+            self._box: gr.Textbox(left, submit_btn=False, stop_btn=True),
             self._again: gr.Button(interactive=False),
         }
 
@@ -485,11 +512,6 @@ def _message(role: str, text: str) -> dict[str, Any]:
 def _example(chosen: gr.SelectData) -> str:
     text: str = chosen.value["text"]
     return text
-
-
-def _last(talk: Conversation) -> tuple[str, Conversation]:
-    """The last prompt, and what was said before it."""
-    return (talk.exchanges[-1].prompt if talk.exchanges else ""), talk.without_last()
 
 
 def _panel(
