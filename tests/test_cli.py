@@ -16,6 +16,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -286,6 +287,7 @@ def test_a_profile_is_made_used_and_forgotten(steer, folder: Path, tmp_path: Pat
     code, out, _ = steer(*made, on="model")
     assert code == 0
     assert re.match(r"ann: 3 of 3 texts, \d\.\d\d nats per token, \d+ s -> ", out)
+    assert out.endswith(f" -> {people}\n")
     bundle = Bundle.load(people)
     assert list(bundle.profiles) == ["ann"] and set(bundle.traits) == set(SAYS)
     assert bundle.profiles["ann"].evidence == () and b"word3" not in people.read_bytes()
@@ -1002,11 +1004,11 @@ def test_onboard_asks_and_keeps(
             chosen += "1\n" if re.match(r"\s{1,4}(kind|like|soon)", line) else "2\n"
         sides |= set(chosen.split())
         says(monkeypatch, chosen)
-        me = tmp_path / f"{seed}.json"
+        me = tmp_path / f"{seed}{'-me' * 20}.json"
         code, out, err = steer("onboard", *bundle, "--seed", seed, "--output", str(me))
         assert (code, err) == (0, "") and out.count("Which do you prefer?") == 3
         assert "(200 words in all)" in " ".join(out.split()) and "●" in out
-        assert "You are served by entry 1" in out and me.name in out
+        assert "You are served by entry 1" in out and f"\nkept in {me}\n" in out
         assert Preference.load(me).weights["warmth"] > 0.6
     assert sides == {"1", "2"}
 
@@ -1110,6 +1112,24 @@ def test_a_server_that_anybody_could_reach_wants_keys(steer, tmp_path) -> None:
     fails(steer("serve", "--keys", str(tmp_path / "none")), 2, "not a readable file of keys")
     fails(steer("serve", "--store", "nosuch"), 2, "database URL")
     fails(steer("serve", "--rows", "0"), 2, "--rows")
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("::1", "[::1]"), ("127.0.0.1", "127.0.0.1"), ("localhost", "localhost")]
+)
+def test_a_server_tells_where_it_can_be_reached(
+    steer, monkeypatch: pytest.MonkeyPatch, host: str, shown: str
+) -> None:
+    pytest.importorskip("steer.serve.server", reason="serving needs transformers 5")
+    model = f"a-model{'-with-a-name' * 6}"
+    state = SimpleNamespace(service=SimpleNamespace(model=model))
+    monkeypatch.setattr("steer.serve.server.make_app", lambda _: SimpleNamespace(state=state))
+    monkeypatch.setattr("steer.serve.logs.log_as_json", lambda: None)
+    listened = []
+    monkeypatch.setattr("steer.serve.listen.listen", lambda *told: listened.append(told[1:3]))
+    code, out, _ = steer("serve", "--host", host)
+    assert (code, out) == (0, f"serving {model} at http://{shown}:8000/v1\n")
+    assert listened == [(host, 8000)]
 
 
 # --- play ----------------------------------------------------------------------------------------

@@ -168,13 +168,13 @@ def test_control_vectors_of_weights_and_of_entries(files, capsys):
         assert {i: v.tolist() for i, v in found.items()} == {
             i: layer.e.tolist() for i, layer in edit.layers.items()
         }
-    path = files / "warm.gguf"
+    path = files / f"warm{'-and-kind' * 9}.gguf"
     assert run(files, "repeng", str(path), "-w", "zest=2", "--strength", "0.5") == 0
     found, kind = read_control_vector(path)
     assert kind == "llama"
     for layer, vector in found.items():
         np.testing.assert_allclose(vector, 0.5 * TRAITS["zest"].layers[layer].e, rtol=1e-6)
-    assert "zest 2 at strength 0.5" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(f"\nzest 2 at strength 0.5 -> {path}\n")
     for wrong in (("--entry", "9"), ("-w", "zest=1", "--entry", "1"), ("-w", "nosuch=1")):
         assert run(files, "gguf", str(files / "x.gguf"), *wrong) == 2
     for needless in (("--model", str(files / "model")), ("--force",)):
@@ -183,15 +183,17 @@ def test_control_vectors_of_weights_and_of_entries(files, capsys):
     assert not (files / "x.gguf").exists()
 
 
-def test_a_checkpoint_of_an_entry(files):
+def test_a_checkpoint_of_an_entry(files, capsys):
     model = ("--model", str(files / "model"))
-    assert run(files, "hf", str(files / "baked"), "--entry", "2", *model) == 0
+    baked = files / f"baked{'-and-named' * 9}"
+    assert run(files, "hf", str(baked), "--entry", "2", *model) == 0
+    assert capsys.readouterr().out == f"entry 2 -> {baked}\n"
     with torch.no_grad():
-        found = load_model(files / "baked").model(IDS).logits
+        found = load_model(baked).model(IDS).logits
     expected = steered(load_model(files / "model"), KEPT[1])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert "entry 2" in (files / "baked" / "README.md").read_text()
-    for refused in (("baked", "--entry", "2"), ("other",)):
+    assert "entry 2" in (baked / "README.md").read_text()
+    for refused in ((baked.name, "--entry", "2"), ("other",)):
         assert run(files, "hf", str(files / refused[0]), *refused[1:], *model) == 2
     assert not (files / "other").exists()
 

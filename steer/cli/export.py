@@ -70,13 +70,13 @@ def export(
     if form is Format.HF:
         edit, told = _asked(held, weight, entry, strength, compose)
         _write_checkpoint(held, edit, told, output, model, force)
-        out.print(f"{told} -> {output}")
+        out.print(f"{told} -> {output}", soft_wrap=True)
         return
     wanted = _entries(held, output) if weight is None and entry is None else {output: entry}
     for path, number in wanted.items():
         edit, told = _asked(held, weight, number, strength, compose)
         _write_vector(held, edit, path)
-        out.print(f"{told} -> {path}")
+        out.print(f"{told} -> {path}", soft_wrap=True)
 
 
 def _write_checkpoint(

@@ -74,7 +74,7 @@ def onboard(
     _tell(onboarding)
     if output is not None:
         onboarding.preference.save(output)
-        out.print(Text(f"kept in {output}"))
+        out.print(Text(f"kept in {output}"), soft_wrap=True)
 
 
 def _ask(onboarding: Onboarding) -> Onboarding:

@@ -214,6 +214,12 @@ def check_reach(host: str, *, open_to_all: bool, instead: str) -> None:
         )
 
 
+def url(host: str, port: int) -> str:
+    """Where a server answers; an address of IPv6 stands in brackets."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -17,6 +17,7 @@ from steer.cli.options import (
     Port,
     Rows,
     check_reach,
+    url,
 )
 from steer.errors import SteerError
 
@@ -61,8 +62,7 @@ def play(
     with doing("loading the model"):
         application = make_app(settings)
         mount(application, application.state.service)
-    shown = f"[{host}]" if ":" in host else host
-    out.print(f"playground at http://{shown}:{port}/play")
+    out.print(f"playground at {url(host, port)}/play", soft_wrap=True)
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     listen(application, host, port, limits.shutdown_seconds)
 

@@ -23,6 +23,7 @@ from steer.cli.options import (
     RayAddress,
     Rows,
     check_reach,
+    url,
 )
 from steer.errors import InputError, SteerError
 
@@ -128,7 +129,7 @@ def _serve_one(settings: Settings, host: str, port: int) -> None:
         application = make_app(settings)
     log_as_json()
     served = application.state.service.model
-    out.print(f"serving {served} at http://{host}:{port}/v1")
+    out.print(f"serving {served} at {url(host, port)}/v1", soft_wrap=True)
     listen(application, host, port, settings.limits.shutdown_seconds)
 
 
@@ -144,7 +145,7 @@ def _serve_replicas(
         with doing(f"starting {number} replicas"):
             replicas = Replicas(number, address or LOCAL, cpus)
             stack.enter_context(replicated(settings, replicas, host, port))
-        out.print(f"{number} replicas serve at http://{host}:{port}/v1")
+        out.print(f"{number} replicas serve at {url(host, port)}/v1", soft_wrap=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
 
