@@ -910,6 +910,7 @@ def test_cover_for_a_guarantee_and_of_a_size(steer) -> None:
         (("--eps-prime", "0.4", "--delta-prime", "0.1", "--size", "4"), "--size"),
         (("--epsilon", "0.4", "--delta", "0"), "delta"),
         (("--eps-prime", "0.4", "--delta-prime", "0.1", "--method", "best"), "best"),
+        (("--epsilon", "0.2", "--size", "7", "--refinement", "5"), "--refinement has no effect"),
     ],
 )
 def test_cover_of_bad_arguments(steer, options: tuple[str, ...], part: str) -> None:
@@ -1112,6 +1113,12 @@ def test_a_server_that_anybody_could_reach_wants_keys(steer, tmp_path) -> None:
     fails(steer("serve", "--keys", str(tmp_path / "none")), 2, "not a readable file of keys")
     fails(steer("serve", "--store", "nosuch"), 2, "database URL")
     fails(steer("serve", "--rows", "0"), 2, "--rows")
+
+
+def test_options_of_several_engines_are_refused_for_one(steer) -> None:
+    pytest.importorskip("steer.serve.server", reason="serving needs transformers 5")
+    fails(steer("serve", "--ray-address", "auto"), 2, "--ray-address", "add --replicas")
+    fails(steer("serve", "--replica-cpus", "8"), 2, "--replica-cpus has no effect", "--replicas")
 
 
 @pytest.mark.parametrize(

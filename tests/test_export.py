@@ -180,6 +180,9 @@ def test_control_vectors_of_weights_and_of_entries(files, capsys):
     for needless in (("--model", str(files / "model")), ("--force",)):
         assert run(files, "gguf", str(files / "x.gguf"), "-w", "zest=1", *needless) == 2
         assert "are for checkpoints" in capsys.readouterr().err
+    for unmixed in ((), ("--entry", "1")):
+        assert run(files, "gguf", str(files / "x.gguf"), *unmixed, "--compose") == 2
+        assert "--compose has no effect without weights" in capsys.readouterr().err
     assert not (files / "x.gguf").exists()
 
 

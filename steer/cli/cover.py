@@ -43,8 +43,9 @@ def cover(
     ] = None,
     method: Annotated[str, typer.Option(help="exact (default) or greedy.")] = "exact",
     refinement: Annotated[
-        int, typer.Option(min=1, max=8, help="How fine the candidate weights are.")
-    ] = 2,
+        int | None,
+        typer.Option(min=1, max=8, help="How fine the candidate weights are. Default: 2."),
+    ] = None,
     time_limit: Annotated[float, typer.Option(min=0.0, help="Seconds to search.")] = 60.0,
     out: Annotated[
         Path | None, typer.Option(help="Write the cover as CSV, a weight a row.")
@@ -61,13 +62,17 @@ def cover(
     scale = Scale(f_max, float(dim) if r_max is None else r_max)
     given = tuple(value is not None for value in (eps_prime, delta_prime, epsilon, delta, size))
     search: Any = {"method": method, "time_limit": time_limit, "seed": seed or 0}
+    if refinement is not None:
+        if size is not None:
+            raise InputError("--refinement has no effect with --size; leave it out")
+        search["refinement"] = refinement
     with doing("covering the simplex"):
         if given == (True, True, False, False, False):
             closeness = Closeness(cast(float, eps_prime), cast(float, delta_prime))
-            found = minimal_cover(dim, closeness, refinement=refinement, **search)
+            found = minimal_cover(dim, closeness, **search)
         elif given == (False, False, True, True, False):
             closeness = closeness_for(dim, cast(float, epsilon), cast(float, delta), scale)
-            found = minimal_cover(dim, closeness, refinement=refinement, **search)
+            found = minimal_cover(dim, closeness, **search)
         elif given == (False, False, True, False, True):
             found = cover_of_size(dim, cast(int, size), cast(float, epsilon), scale, **search)
         else:

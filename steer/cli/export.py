@@ -66,6 +66,8 @@ def export(
 
     if form is not Format.HF and (model is not None or force):
         raise InputError("--model and --force are for checkpoints; a control vector needs no model")
+    if compose and weight is None:
+        raise InputError("--compose has no effect without weights; add -w TRAIT=NUMBER")
     held = Bundle.load(bundle_path(bundle))
     if form is Format.HF:
         edit, told = _asked(held, weight, entry, strength, compose)

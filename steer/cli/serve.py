@@ -72,8 +72,9 @@ def serve(
         typer.Option(min=1, help="Engines behind the address, each with a GPU where there are."),
     ] = None,
     replica_cpus: Annotated[
-        int, typer.Option(min=1, help="Cores of a replica, where there is no GPU.")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="Cores of a replica, where there is no GPU. Default: 1."),
+    ] = None,
     ray_address: RayAddress = None,
     force: Force = False,
 ) -> None:
@@ -115,9 +116,11 @@ def serve(
     if replicas is None:
         if ray_address is not None:
             raise InputError("--ray-address is for several engines; add --replicas")
+        if replica_cpus is not None:
+            raise InputError("--replica-cpus has no effect on one engine; add --replicas")
         _serve_one(settings, host, port)
     else:
-        _serve_replicas(settings, host, port, replicas, replica_cpus, ray_address)
+        _serve_replicas(settings, host, port, replicas, replica_cpus or 1, ray_address)
 
 
 def _serve_one(settings: Settings, host: str, port: int) -> None:
