@@ -210,6 +210,17 @@ def test_generate_reads_stdin(steer, monkeypatch: pytest.MonkeyPatch) -> None:
     fails(steer("generate", "-", on="model"), 2, "the prompt is empty")
 
 
+def types_bytes(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+def test_generate_refuses_bytes_that_are_no_text(steer, monkeypatch: pytest.MonkeyPatch) -> None:
+    types_bytes(monkeypatch, "Où est le café?\n".encode("latin-1"))
+    fails(steer("generate", "-", on="model"), 2, "prompt: expected valid Unicode", "caf")
+    fails(steer("generate", "-", on="model"), 2, "the prompt is empty")  # it has been read
+
+
 def test_generate_samples_repeatably(steer) -> None:
     arguments = ["generate", "hello", "--max-new-tokens", "20", "--sample"]
     arguments += ["--temperature", "2", "--top-k", "30", "--top-p", "0.99"]
@@ -487,6 +498,14 @@ def test_chat_goes_on_after_a_failed_answer(chat, monkeypatch) -> None:
     out, err = chat("fail", "stop", "hello")
     assert err == "error: something is wrong\n"
     assert out[:1] == ["(stopped)"] and len(out) == 2
+
+
+def test_chat_goes_on_after_bytes_that_are_no_text(steer, monkeypatch) -> None:
+    types_bytes(monkeypatch, b"caf\xe9\n/set caf\xe9 1\nhello\n")
+    code, out, err = steer("chat", "--max-new-tokens", "6", on="model")
+    assert code == 0 and len(out.splitlines()) == 1
+    told = err.splitlines()
+    assert "expected valid Unicode" in told[0] and "unknown trait" in told[1] and len(told) == 2
 
 
 def test_chat_lists_commands_and_traits(chat) -> None:
@@ -1021,6 +1040,9 @@ def test_onboard_reads_again_skips_and_ends(steer, asked: Path, monkeypatch) -> 
         assert code == 0 and out.count("Which do you prefer?") == questions
         assert out.count("1, 2, s or q") == answers.count("x")
         assert "0.50" in out
+    types_bytes(monkeypatch, b"caf\xe9\nq\n")
+    code, out, _ = steer("onboard", "--bundle", str(asked), "--regret", "0")
+    assert code == 0 and out.count("1, 2, s or q") == 1
     says(monkeypatch, "")
     _, out, _ = steer("onboard", "--bundle", str(asked), "--regret", "1")
     assert "Which" not in out  # it is certain enough

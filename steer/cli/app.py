@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A character that the terminal cannot show must not end an answer half way.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    # Bytes that are no text are told by what takes them, as invalid Unicode.
+    if hasattr(sys.stdin, "reconfigure") and sys.stdin.errors != "surrogateescape":
+        sys.stdin.reconfigure(errors="surrogateescape")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
