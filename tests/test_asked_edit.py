@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +21,13 @@ from steer.edits import ZERO, two_step
 from steer.errors import InputError, ModelError
 from steer.models import load_model
 from steer.serve.asked_edit import AskedEdit
+from steer.serve.engine import Job, Progress
 from steer.serve.salt import cache_salt, check_salt
 from steer.serve.slots import Reserved
+from steer.serve.vllm_plugin import Asked, Setting, check_request
 from steer.skeleton import load_skeleton
 from steer.steerer import Steerer
-from tests.models import WIDTH, tiny
+from tests.models import LAYERS, WIDTH, tiny
 from tests.test_generation import an_edit
 from tests.test_profile import a_profile
 from tests.test_steerer import a_steerer
@@ -121,6 +127,80 @@ def test_a_request_must_have_the_salt_of_its_edit():
         check_salt(salt, None)
     with pytest.raises(InputError, match="the request has none"):
         check_salt(f"tenant 3 {expected}", None)
+
+
+class FakeVllm:
+    """Stands in for vLLM's engine: keeps what it is asked, and answers nothing."""
+
+    def __init__(self) -> None:
+        self.errored = False
+        self.model_config = SimpleNamespace(max_model_len=1000)
+        self.asked: list[tuple[dict, SimpleNamespace]] = []
+
+    async def generate(self, prompt, params, name):
+        self.asked.append((prompt, params))
+        yield SimpleNamespace(
+            finished=True, outputs=[SimpleNamespace(token_ids=[1], finish_reason="stop")]
+        )
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """What is asked of vLLM where it is not installed."""
+    if importlib.util.find_spec("vllm") is not None:
+        pytest.skip("vLLM is installed; tests/test_vllm.py asks it itself")
+    made = FakeVllm()
+    arguments = type("AsyncEngineArgs", (SimpleNamespace,), {"__dataclass_fields__": {}})
+    modules = {
+        "vllm": {"AsyncEngineArgs": arguments, "SamplingParams": SimpleNamespace},
+        "vllm.exceptions": {"VLLMError": RuntimeError},
+        "vllm.inputs": {"tokens_input": lambda ids, cache_salt: {"cache_salt": cache_salt}},
+        "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(CUMULATIVE=0)},
+        "vllm.v1.engine.async_llm": {
+            "AsyncLLM": SimpleNamespace(from_engine_args=lambda told: made)
+        },
+        "vllm.v1.sample.logits_processor": {"AdapterLogitsProcessor": object},
+    }
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
+    yield made
+    for name in ("vllm_engine", "vllm_choices"):
+        sys.modules.pop(f"steer.serve.{name}", None)
+        vars(sys.modules["steer.serve"]).pop(name, None)
+
+
+def test_a_bundle_of_another_model_is_salted_alike_by_force(fake, tmp_path):
+    """By the process that takes requests, and by those in which vLLM runs."""
+    from steer.serve.vllm_engine import VllmEngine
+
+    path = tmp_path / "bundle.safetensors"
+    STEERER.bundle.save(path)
+    other = tiny("llama", seed=1)
+    assert other.fingerprint != STEERER.bundle.fingerprint
+    with pytest.warns(UserWarning, match="was built on"):
+        steerer = Steerer(other, STEERER.bundle, force=True)
+    engine = VllmEngine(steerer, tmp_path, path, {}, force=True)
+    engine.start()
+    edit = steerer.resolve({"zest": 1.0})
+
+    async def ask() -> list[Progress]:
+        told: list[Progress] = []
+        job = Job((1, 2, 3), edit, scope="response", asked=AskedEdit.weighted({"zest": 1.0}, 1.0))
+        engine.submit("one", job, told.append)
+        while not told:
+            await asyncio.sleep(0.01)
+        return told
+
+    assert asyncio.run(asyncio.wait_for(ask(), 10))[0].error is None
+    ((prompt, params),) = fake.asked
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(
+            hf_text_config=SimpleNamespace(num_hidden_layers=LAYERS, hidden_size=WIDTH)
+        ),
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+    )
+    asked = Asked(Setting(path, force=True), config)
+    check_request(asked, params.extra_args, prompt["cache_salt"])
 
 
 # --- Skeletons -----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def cache_salt(edit: Edit, scope: Scope, fingerprint: Fingerprint) -> str | None
     Args:
         edit: What acts on the model.
         scope: Where it acts.
-        fingerprint: Of the model.
+        fingerprint: Of the model that the bundle was built on: all processes hold the bundle.
     """
     if edit.is_zero():
         return None

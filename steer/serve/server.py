@@ -134,7 +134,7 @@ def _vllm(settings: Settings, bundle: Path) -> tuple[Steerer, Engine]:
     folder = checkpoint_folder(settings.model)
     skeleton = load_skeleton(folder, str(settings.model or PACKAGED_NAME))
     steerer = Steerer(skeleton, Bundle.load(bundle), force=settings.force)
-    engine = VllmEngine(skeleton, folder, bundle, settings.engine_options, force=settings.force)
+    engine = VllmEngine(steerer, folder, bundle, settings.engine_options, force=settings.force)
     return steerer, engine
 
 

@@ -27,6 +27,7 @@ from steer.serve.asked_edit import AskedEdit
 from steer.serve.engine import Deliver, Job, Progress, check_job
 from steer.serve.salt import cache_salt
 from steer.serve.vllm_plugin import SETTING
+from steer.steerer import Steerer
 
 _OWN = ("model", "tokenizer", "additional_config", "logits_processors")
 
@@ -36,7 +37,7 @@ class VllmEngine:
 
     def __init__(
         self,
-        language_model: LanguageModel,
+        steerer: Steerer,
         folder: Path,
         bundle: Path,
         options: Mapping[str, Any],
@@ -46,9 +47,9 @@ class VllmEngine:
         """Set up; `start` begins.
 
         Args:
-            language_model: From `load_skeleton`.
+            steerer: Of the model from `load_skeleton`, with the bundle.
             folder: Where the model's files lie.
-            bundle: Path of the bundle; vLLM's processes read it too.
+            bundle: Path of that bundle; vLLM's processes read it too.
             options: Of vLLM's `AsyncEngineArgs`, such as `tensor_parallel_size`.
             force: Use a bundle that was built on another model.
 
@@ -59,11 +60,13 @@ class VllmEngine:
         for name in options:
             if name in _OWN or name not in known:
                 raise InputError(f"vLLM: {name!r} is not an option that can be given here")
-        self._language_model = language_model
-        self._ends = sorted(end_tokens(language_model))
+        self._language_model = steerer.language_model
+        # The one that vLLM's processes know; by force it is not that of the model.
+        self._fingerprint = steerer.bundle.fingerprint
+        self._ends = sorted(end_tokens(steerer.language_model))
         self._arguments = AsyncEngineArgs(
             model=str(folder),
-            served_model_name=language_model.name,
+            served_model_name=steerer.language_model.name,
             additional_config={SETTING: {"bundle": str(bundle.resolve()), "force": force}},
             logits_processors=[vllm_choices.PATH],
             **{"disable_log_stats": True, **options},
@@ -111,7 +114,7 @@ class VllmEngine:
         self._tasks[name] = asyncio.ensure_future(self._answer(self._vllm, name, job, deliver))
 
     async def _answer(self, vllm: AsyncLLM, name: str, job: Job, deliver: Deliver) -> None:
-        salt = cache_salt(job.edit, job.scope, self._language_model.fingerprint)
+        salt = cache_salt(job.edit, job.scope, self._fingerprint)
         steered: Mapping[str, Any] = {}
         if salt is not None:
             steered = (job.asked or AskedEdit.whole(job.edit)).to_fields()
