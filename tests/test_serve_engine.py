@@ -345,17 +345,38 @@ def test_what_is_sampled_hangs_on_the_seed_alone(engine):
 def test_samples_follow_the_distribution():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0])
     decoding = replace(PLAIN, do_sample=True, temperature=0.7, top_k=4)
-    choice = Choice(decoding, [0, 1], [], GenerationConfig(), seed=1)
     number = 4000
-    found = torch.bincount(
-        torch.tensor([int(choice([], logits.clone()).argmax()) for _ in range(number)]), minlength=5
-    )
+    chosen = []
+    for seed in range(8):
+        choice = Choice(decoding, [0, 1], [], GenerationConfig(), seed)
+        chosen += [int(choice(range(n), logits.clone()).argmax()) for n in range(number // 8)]
+    found = torch.bincount(torch.tensor(chosen), minlength=5)
     scaled = logits / 0.7
     scaled[3] = -torch.inf
     expected = scaled.softmax(-1)
     assert found[3] == 0
     error = (expected * (1 - expected) / number).sqrt()
     assert ((found / number - expected).abs() <= 4 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("seed", [3, None])
+def test_noise_hangs_on_the_seed_and_the_number_of_the_token_alone(seed):
+    """As engines ask that read prompts in parts, or begin anew in the midst of an answer."""
+    decoding = replace(PLAIN, do_sample=True)
+    choice = Choice(decoding, [0, 1], [], GenerationConfig(), seed)
+    logits = torch.zeros(50)
+    expected = [choice(range(n), logits) for n in range(6)]
+    assert len({tuple(one.tolist()) for one in expected}) == 6
+    if seed is not None:  # what has always been drawn for it
+        generator = torch.Generator().manual_seed(seed)
+        for one in expected:
+            uniform = torch.rand(1, 50, generator=generator, dtype=torch.float64)
+            torch.testing.assert_close(one, -(-uniform.log()).log()[0].float())
+    for n in (0, 0, 1, 1, 5, 2, 3, 0):
+        assert torch.equal(choice(range(n), logits), expected[n])
+    if seed is not None:
+        resumed = Choice(decoding, [0, 1], [], GenerationConfig(), seed)
+        assert all(torch.equal(resumed(range(n), logits), expected[n]) for n in (4, 5))
 
 
 def test_greedy_choices_are_those_of_generate():

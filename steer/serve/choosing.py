@@ -3,8 +3,9 @@
 transformers' continuous batching takes the likeliest token of every row, and its own processors
 leave out penalties. Here each request's row is processed as its `Decoding` says, and where it
 samples, Gumbel noise from a generator of its own is added: the likeliest of log p + noise is a
-sample of p (Gumbel, 1954; Maddison et al., arXiv 1411.0030). So what a request samples depends on
-its seed, and not on who else is being answered.
+sample of p (Gumbel, 1954; Maddison et al., arXiv 1411.0030). The noise is that of the seed and the
+token's number: so what a request samples does not depend on who else is being answered, nor on how
+often the engine has to ask.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ class Choice:
         if decoding.repetition_penalty != 1.0:
             self._steps.append(RepetitionPenalty(decoding.repetition_penalty, len(prompt)))
         self._generator: torch.Generator | None = None
+        self._seed = 0
+        self._drawn = 0  # tokens whose noise the generator has given
         if decoding.do_sample:
             self._add_sampling(decoding, defaults)
             self._generator = torch.Generator()
-            if seed is None:
-                self._generator.seed()
-            else:
-                self._generator.manual_seed(seed)
+            self._seed = self._generator.seed() if seed is None else seed
+            self._generator.manual_seed(self._seed)
 
     def _add_sampling(self, decoding: Decoding, defaults: GenerationConfig) -> None:
         def setting(name: str) -> float | None:
@@ -96,7 +97,20 @@ class Choice:
             ids = torch.tensor([[*self._prompt, *answer]], device=logits.device)
             scores = self._steps(ids, scores.clone())
         if self._generator is not None:
-            uniform = torch.rand(scores.shape, generator=self._generator, dtype=torch.float64)
+            uniform = self._uniform(self._generator, len(answer), scores.shape)
             noise = -torch.log(-torch.log(uniform.clamp_min(1e-300)))
             scores = scores + noise.to(scores)
         return scores[0]
+
+    def _uniform(self, generator: torch.Generator, token: int, shape: torch.Size) -> Tensor:
+        """Of an answer's token, the same whenever it is asked for.
+
+        An engine asks more than once while it reads a prompt in parts, and in the midst of an
+        answer where it began anew.
+        """
+        if token != self._drawn:
+            generator.manual_seed(self._seed)
+            for _ in range(token):
+                torch.rand(shape, generator=generator, dtype=torch.float64)
+        self._drawn = token + 1
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
