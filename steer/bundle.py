@@ -29,7 +29,6 @@ from steer.errors import (
 )
 from steer.fields import (
     by_layer,
-    check_fields,
     check_json,
     check_mapping,
     check_object,
@@ -373,9 +372,7 @@ def _bundle(document: Mapping[str, Any], header: Mapping[str, Any], data: bytes)
     if document["schema"] > 3:
         expected.add("profiles")
     exact_keys(document, expected, "metadata")
-    identity = check_fields(document["fingerprint"], Fingerprint, "field 'fingerprint'")
-    fingerprint = Fingerprint(**identity)
-    check_fingerprint(fingerprint, "bundle field 'fingerprint'")
+    fingerprint = Fingerprint.from_json(document["fingerprint"], "bundle field 'fingerprint'")
 
     entries = {
         name: check_object(value, f"trait {name!r}")

@@ -212,8 +212,7 @@ def search_dose(
         InputError: If there is no dose to try, or one is not positive.
         CalibrationError: If no dose leaves the answers whole.
     """
-    if not kls or not all(0 < kl < np.inf for kl in kls):
-        raise InputError(f"kls: expected one or more positive nats per token, got {tuple(kls)}")
+    check_kls(kls)
     everything = [*prompts, *confirm]
     texts = [render(language_model.tokenizer, prompt) for prompt in everything]
     if unsteered is None:
@@ -258,6 +257,16 @@ def search_dose(
         _against(base[leading.prompts], base),
         tuple(_against(tried[kl], base) for kl in doses),
     )
+
+
+def check_kls(kls: Sequence[float]) -> None:
+    """Check that there are doses to try.
+
+    Raises:
+        InputError: If there is none, or one is not positive and finite.
+    """
+    if not kls or not all(0 < kl < np.inf for kl in kls):
+        raise InputError(f"kls: expected one or more positive nats per token, got {tuple(kls)}")
 
 
 def choose_dose(base: Mapping[int, DoseTrial], trials: Sequence[DoseTrial]) -> DoseTrial:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from steer.errors import InputError, ModelError, UnsupportedModelError, UntestedModelWarning
-from steer.fields import check_text, check_whole
+from steer.fields import check_fields, check_text, check_whole
 from steer.packaged import NAME as PACKAGED_NAME
 from steer.packaged import packaged_model_dir
 from steer.quiet import no_progress_bars
@@ -109,6 +109,21 @@ class Fingerprint:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Fingerprint:
+        """The fingerprint that `to_dict` made a JSON object of.
+
+        Args:
+            value: The object.
+            where: It stands, for the error.
+
+        Raises:
+            InputError: If it has other fields, or one is not what it should be.
+        """
+        found = cls(**check_fields(value, cls, where))
+        check_fingerprint(found, where)
+        return found
 
 
 def check_fingerprint(value: object, where: str) -> None:

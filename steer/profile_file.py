@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from steer import container, profile
 from steer.edit_tensors import edit_of, layouts_of, tensors_of
 from steer.errors import BundleFormatError, InputError
-from steer.fields import by_layer, check_fields, check_whole, exact_keys, required
-from steer.models import Fingerprint, check_fingerprint
+from steer.fields import by_layer, check_whole, exact_keys, required
+from steer.models import Fingerprint
 from steer.profile import Profile
 
 FORMAT = 1
@@ -50,9 +50,7 @@ def from_bytes(data: bytes) -> Profile:
         container.check_seal(document)
         rest = {"profile", "fingerprint", *container.SEALS}
         exact_keys(document, rest | profile.KEYS, "metadata")
-        identity = check_fields(document["fingerprint"], Fingerprint, "field 'fingerprint'")
-        fingerprint = Fingerprint(**identity)
-        check_fingerprint(fingerprint, "field 'fingerprint'")
+        fingerprint = Fingerprint.from_json(document["fingerprint"], "field 'fingerprint'")
         ranks = by_layer(document["ranks"], check_whole, "field 'ranks'")
         layouts = layouts_of(_OWNER, ranks, fingerprint.width)
         if document["centre"] is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from steer.activations import Pooling
-from steer.dose import SEARCH_KLS
+from steer.dose import SEARCH_KLS, check_kls
 from steer.errors import InputError
 from steer.fields import check_fields, check_numbers
 from steer.generation import Decoding
@@ -94,6 +93,5 @@ class Recipe:
             raise InputError(
                 f"interference_prompts: expected 0 or 4 to 100, got {self.interference_prompts}"
             )
-        if not self.kls or not all(0 < kl < math.inf for kl in self.kls):
-            raise InputError(f"kls: expected one or more positive nats per token, got {self.kls}")
+        check_kls(self.kls)
         check_develop_left("confirm_prompts", self.confirm_prompts, self.develop_prompts)

@@ -93,10 +93,10 @@ def cover_of_size(
     _check_guarantee(epsilon, 1.0)
     if size < 1:
         raise InputError(f"size: expected at least 1, got {size}")
-    shares = np.linspace(0, min(epsilon / 2, _LARGEST_EPS), 1 if epsilon == 0 else 5)
+    shares = _eps_primes(epsilon, 5)
     steps = 8
     best: tuple[float, Cover] | None = None
-    for eps_prime in shares.tolist():
+    for eps_prime in shares:
         low, high = 0.0, 1.0
         for _ in range(steps):
             middle = (low + high) / 2
@@ -123,11 +123,17 @@ def cover_of_size(
 
 def _closenesses(epsilon: float, delta: float, scale: Scale) -> list[Closeness]:
     found = []
-    number = 1 if epsilon == 0 else 65
-    for eps_prime in np.linspace(0, min(epsilon / 2, _LARGEST_EPS), number).tolist():
+    for eps_prime in _eps_primes(epsilon, 65):
         delta_prime = scale.closeness(eps_prime, delta)
         if delta_prime >= SMALLEST_DELTA:
             found.append(Closeness(eps_prime, delta_prime))
+    return found
+
+
+def _eps_primes(epsilon: float, number: int) -> list[float]:
+    """So many eps' that a guarantee allows, evenly spread; one if it allows none but 0."""
+    largest = min(epsilon / 2, _LARGEST_EPS)
+    found: list[float] = np.linspace(0, largest, number if largest else 1).tolist()
     return found
 
 
