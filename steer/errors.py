@@ -35,6 +35,10 @@ class UntestedModelWarning(UserWarning):
     """Decoder layers were found by their shape, in a family that the test suite does not cover."""
 
 
+class SlowPrecisionWarning(UserWarning):
+    """A model was loaded in a precision that the processor has no units for."""
+
+
 class LowReliabilityWarning(UserWarning):
     """A trait's contrast pairs hardly agree on a direction, so it may not be steerable."""
 

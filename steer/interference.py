@@ -10,7 +10,7 @@ doses c close the headroom of trait j (`steer.interference_fit` measures it),
 
 Doses of a mixture have length one, as those of any composition (`steer.weights.doses`), and are
 those at which the trait that gains least, in proportion to what is asked of it, gains most (or, of
-traits that undo each other, loses least):
+traits that undo each other, loses least; `steer.fair_doses` finds them):
 
     max min_j gain_j(c) / asked_j   over   |c| = 1,   1/2 <= c_j / alone_j <= 5/2
 
@@ -32,11 +32,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from steer.arrays import read_only
-from steer.cover import random_weights
 from steer.errors import InputError
+from steer.fair_doses import FairDoses
 from steer.fields import (
     check_list,
     check_number,
@@ -55,9 +54,6 @@ _ASKED = 0.25
 _LEAST, _MOST = 0.5, 2.5
 # Of the largest weight: up to where side effects on a trait do not count, and from where they do.
 _IGNORED, _COUNTED = 0.1, 0.4
-# Directions from the best of which doses are refined, for each trait that one favours most: the
-# least gain has several local maxima.
-_TRIED = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,78 +117,28 @@ class Interference:
         names = [name for name, share in shares.items() if share > 0]
         if len(names) < 2:
             return alone
-        c = self._fairest(names, np.array([alone[name] for name in names]))
+        c = self._fair(names, np.array([alone[name] for name in names])).best()
         found = dict(zip(names, c.tolist(), strict=True))
         return {name: found.get(name, 0.0) for name in shares}
 
-    def _fairest(self, names: list[str], alone: Float64) -> Float64:
-        """The doses of length one at which the least gain is the largest."""
+    def _fair(self, names: list[str], alone: Float64) -> FairDoses:
+        """What doses of some traits gain, as far as it counts."""
         linear, quadratic = self._among(names)
         own = linear.diagonal() + np.einsum("iii->i", quadratic)
-        asked = alone * np.minimum(own, _ASKED)
         # Of what others do to each trait, and all that it does itself.
         counted = np.clip((alone / alone.max() - _IGNORED) / (_COUNTED - _IGNORED), 0, 1)
         each = np.arange(len(names))
         itself = linear[each, each], quadratic[each, each, each]
         linear, quadratic = counted * linear, counted * quadratic
         linear[each, each], quadratic[each, each, each] = itself
-        floor, most = _LEAST * alone, np.minimum(_MOST * alone, 1)
-
-        def gains(c: Float64) -> Float64:
-            """(..., k) by what counts."""
-            return np.asarray(c @ linear + np.einsum("...i,...k,ikj->...j", c, c, quadratic))
-
-        def least(c: Float64) -> Float64:
-            """(...) of the gains in proportion to what is asked."""
-            return np.asarray((gains(c) / asked).min(-1))
-
-        def slopes(c: Float64) -> Float64:
-            """(k, k) of the gains, a row a gain."""
-            return np.asarray((linear + 2 * np.einsum("k,ikj->ij", c, quadratic)).T)
-
-        # On the sphere, above the floor.
-        room = 1 - floor @ floor
-        drawn = random_weights(len(names), _TRIED, 0)
-        reach = drawn @ floor
-        squares = (drawn**2).sum(1)
-        step = (np.sqrt(reach**2 + squares * room) - reach) / squares
-        tried = floor + step[:, None] * drawn
-        tried = np.concatenate([alone[None], tried[(tried <= most).all(1)]])
-        favoured, value = (tried / alone).argmax(1), least(tried)
-        starts = [
-            tried[np.where(favoured == trait, value, -np.inf).argmax()]
-            for trait in np.unique(favoured)
-        ]
-
-        def refined(start: Float64) -> Float64:
-            """Doses c with the least gain t, as large as can be from there."""
-            found = minimize(
-                lambda x: -x[-1],
-                np.append(start, least(start)),
-                jac=lambda x: np.append(np.zeros(len(names)), -1.0),
-                method="SLSQP",
-                bounds=[*zip(floor, most, strict=True), (None, None)],
-                constraints=[
-                    # In units of gains: in proportion to what is asked, those of which little is
-                    # dwarf the others.
-                    {
-                        "type": "ineq",
-                        "fun": lambda x: gains(x[:-1]) - asked * x[-1],
-                        "jac": lambda x: np.concatenate([slopes(x[:-1]), -asked[:, None]], axis=1),
-                    },
-                    {
-                        "type": "eq",
-                        "fun": lambda x: x[:-1] @ x[:-1] - 1,
-                        "jac": lambda x: np.append(2 * x[:-1], 0.0),
-                    },
-                ],
-                options={"maxiter": 200, "ftol": 1e-9},
-            )
-            c = np.clip(found.x[:-1], floor, most)
-            return np.asarray(c / np.linalg.norm(c))
-
-        tried = np.stack([*starts, *map(refined, starts)])
-        return np.asarray(tried[least(tried).argmax()])
+        return FairDoses(
+            linear,
+            quadratic,
+            asked=alone * np.minimum(own, _ASKED),
+            alone=alone,
+            least=_LEAST * alone,
+            most=np.minimum(_MOST * alone, 1),
+        )
 
     def _among(self, names: list[str]) -> tuple[Float64, Float64]:
         """The terms (k, k) and (k, k, k) of some traits; of those not known, as if alone."""

@@ -20,7 +20,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from steer.errors import InputError, ModelError, UnsupportedModelError, UntestedModelWarning
+from steer.errors import (
+    InputError,
+    ModelError,
+    SlowPrecisionWarning,
+    UnsupportedModelError,
+    UntestedModelWarning,
+)
 from steer.fields import check_fields, check_text, check_whole
 from steer.packaged import NAME as PACKAGED_NAME
 from steer.packaged import packaged_model_dir
@@ -202,6 +208,10 @@ def load_model(
         InputError: If there is no such device, or both `device` and `device_map` are given.
         ModelError: If it cannot be loaded, or put on the device.
         UnsupportedModelError: If its decoder layers are not found.
+
+    Warns:
+        SlowPrecisionWarning: If its weights' type is one that this CPU has no units for.
+        UntestedModelWarning: If the family is not one that the test suite covers.
     """
     source = packaged_model_dir() if model is None else model
     name = PACKAGED_NAME if model is None else str(model)
@@ -230,7 +240,15 @@ def load_model(
         # Out of memory, say, or quantised in a way that is bound to where it was loaded.
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"model {name!r} could not be put on {target}: {error}") from error
-    return wrap_model(loaded, tokenizer, name=name)
+    usable = wrap_model(loaded, tokenizer, name=name)
+    if usable.device.type == "cpu" and not _has_units(loaded.dtype):
+        warnings.warn(
+            f"this processor has no units for {usable.precision}: batches may take several times "
+            "as long as in float32",
+            SlowPrecisionWarning,
+            stacklevel=2,
+        )
+    return usable
 
 
 def wrap_model(
@@ -400,3 +418,16 @@ def _default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _has_units(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies matrices of a type itself, as far as PyTorch tells."""
+    # The question that torch's own compiler asks; a build without oneDNN cannot be asked.
+    asked = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }
+    try:
+        return dtype not in asked or bool(getattr(torch.ops.mkldnn, asked[dtype])())
+    except AttributeError:
+        return True

@@ -77,6 +77,8 @@ def test_who_says_nothing_is_not_steered():
         ({"weights": {"brevity": 1}, "profile": "ann"}, "weights, a profile or an edit"),
         ({"strength": 1}, "weights, a profile or an edit"),
         ({"weights": {"brevity": 1}, "strength": -1}, "strength"),
+        ({"weights": {"brevity": 1}, "strength": 10.5}, "strength: expected at most 10, got 10.5"),
+        ({"profile": "ann", "strength": 1e30}, "strength"),
         ({"weights": {"brevity": 1}, "compose": 2}, "true or false"),
         ({"profile": 3}, "expected text"),
         ({"profile": "ann", "compose": True}, "are for weights"),

@@ -20,6 +20,9 @@ from steer.errors import InputError
 from steer.mixture import mixture, of_profile
 from steer.weights import check_strength
 
+MOST_STRENGTH = 10.0
+"""What anybody on a network may ask for: far beyond use, far from numbers that overflow."""
+
 _KINDS = ("weights", "profile", "edit")
 _FIELDS = frozenset({*_KINDS, "strength", "compose"})
 
@@ -78,6 +81,8 @@ class AskedEdit:
         if compose not in (False, True):
             raise InputError(f"compose: expected true or false, got {compose!r}")
         strength = check_strength(said.get("strength", 1.0))
+        if strength > MOST_STRENGTH:
+            raise InputError(f"strength: expected at most {MOST_STRENGTH:g}, got {strength:g}")
         if kinds == ["weights"]:
             return cls.weighted(_weights(said["weights"]), strength, compose=bool(compose))
         if not isinstance(said[kinds[0]], str):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -30,12 +30,11 @@ from steer.serve.metrics import Metrics
 from steer.serve.store import Person, Store
 from steer.serve.wire import ChatCompletion, Completion, Feedback, Steered
 from steer.steerer import Steerer
-from steer.weights import check_strength, normalise_weights
+from steer.weights import normalise_weights
 
 Float64 = NDArray[np.float64]
 Reason = Literal["stop", "length"]
 
-_Weighted = tuple[tuple[tuple[str, float], ...], float, bool]
 _KEPT_EDITS = 128
 
 # An edit's sizes above it are of no model: the largest activations have some hundred thousand.
@@ -150,7 +149,8 @@ class Service:
         self.limits = limits
         self.metrics = Metrics(lambda: self.in_flight, lambda: engine.edits_in_use)
         self.in_flight = 0
-        self._edits: OrderedDict[_Weighted, Edit] = OrderedDict()
+        # Composing takes long: the edits of the last requests are kept.
+        self._edit_of = functools.lru_cache(_KEPT_EDITS)(self._weighted)
         self._usual: Float64 | None = None
         self._learning = CapacityLimiter(1)  # tokenizers are not to be used by two threads
         self._feedback = 0  # that is being learnt from, or waits for it
@@ -232,8 +232,10 @@ class Service:
             edit = self.steerer.resolve(None, body.strength, profile=body.profile)
             asked = AskedEdit(profile=body.profile, strength=body.strength)
             return edit, asked, f"profile {body.profile}"
-        edit = self._resolved(weights, body.strength, body.compose)
-        if weights is None or edit.is_zero():
+        if weights is None:
+            return ZERO, None, "unsteered"
+        edit = self._edit_of(tuple(sorted(weights.items())), body.strength, body.compose)
+        if edit.is_zero():
             return edit, None, "unsteered"
         asked = AskedEdit.weighted(weights, body.strength, compose=body.compose)
         portfolio = self.steerer.bundle.portfolio
@@ -242,20 +244,10 @@ class Service:
         number = portfolio.entry(weights).number
         return edit, asked, "the trait's own edit" if number is None else f"entry {number}"
 
-    def _resolved(
-        self, weights: Mapping[str, float] | None, strength: float, compose: bool
+    def _weighted(
+        self, weights: tuple[tuple[str, float], ...], strength: float, compose: bool
     ) -> Edit:
-        """The steerer's edit; those of the last requests are kept, since composing takes long."""
-        strength = check_strength(strength)
-        if weights is None:
-            return ZERO
-        key = (tuple(sorted(weights.items())), strength, compose)
-        if key not in self._edits:
-            self._edits[key] = self.steerer.resolve(weights, strength, compose=compose)
-        self._edits.move_to_end(key)
-        if len(self._edits) > _KEPT_EDITS:
-            self._edits.popitem(last=False)
-        return self._edits[key]
+        return self.steerer.resolve(dict(weights), strength, compose=compose)
 
     def _decoding(self, body: Steered, limit: int | None, prompt: int) -> Decoding:
         most = min(self.limits.answer_tokens, self.engine.longest - prompt)

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from steer.serve.asked_edit import MOST_STRENGTH
+
 MOST_CHOICES = 8
 MOST_STOPS = 4
-MOST_STRENGTH = 10.0
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
