@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from runs import add_output, parse
 from timing import (
     FORMS,
     ROOT,
@@ -440,11 +441,8 @@ def main() -> None:
         choices=("decoding", "activations", "readiness"),
         default=("decoding", "activations", "readiness"),
     )
-    parser.add_argument("--quick", action="store_true", help="few rounds: a check, no figures")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "experiments" / "results" / "overhead"
-    )
-    arguments = parser.parse_args()
+    add_output(parser, ROOT / "experiments" / "results" / "overhead")
+    arguments = parse(parser)
     if arguments.quick:
         arguments.rounds, arguments.steps, arguments.prompt, arguments.pairs = 3, 2, 16, 4
         arguments.read_rounds, arguments.ready_runs = 2, 1

@@ -20,12 +20,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from precision import add_dtype, loaded
+from runs import add_output, parse
 from timing import (
     ROOT,
     interleave,
@@ -90,11 +90,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "experiments" / "results" / "overhead"
-    )
-    arguments = parser.parse_args()
+    add_output(parser, ROOT / "experiments" / "results" / "overhead")
+    arguments = parse(parser)
     if arguments.quick:
         arguments.rounds, arguments.tokens = 2, 4
     return arguments

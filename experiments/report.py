@@ -64,10 +64,15 @@ def main() -> None:
     steerer = steer.load(arguments.model, arguments.bundle)
     for setting in arguments.settings or all_settings:
         answer_all(steerer, setting, decoding, arguments)
-    paths = {setting: arguments.output / f"{setting}.jsonl" for setting in all_settings}
-    paths = {setting: path for setting, path in paths.items() if path.exists()}
+    # What was answered under another edit or decoding, or to other prompts, has no place beside.
+    paths = {
+        setting: path
+        for setting in all_settings
+        if made_by_header(path := arguments.output / f"{setting}.jsonl")
+        == header(steerer, setting, decoding, arguments.prompts)
+    }
     if UNSTEERED in paths and len(paths) > 1:
-        write_table(steerer, paths, decoding, arguments.output)
+        write_table(steerer, paths, decoding, arguments)
 
 
 def answer_all(
@@ -78,16 +83,11 @@ def answer_all(
     The file's first line says what made it; answers of another edit or decoding are made anew.
     """
     path = arguments.output / f"{setting}.jsonl"
-    prompts = sorted(load_prompts("report")[: arguments.prompts], key=lambda p: len(p.text))
-    weights = None if setting == UNSTEERED else {setting: 1.0}
-    made_by = {
-        "fingerprint": str(steerer.language_model.fingerprint),
-        "edit": steerer.resolve(weights, compose=True).digest,
-        "decoding": asdict(decoding),
-        "prompts": len(prompts),
-    }
-    if path.exists() and json.loads(path.read_text().splitlines()[0]) == made_by:
+    made_by = header(steerer, setting, decoding, arguments.prompts)
+    if made_by_header(path) == made_by:
         return
+    prompts = sorted(load_prompts("report")[: arguments.prompts], key=lambda p: len(p.text))
+    weights = weights_of(setting)
     rows = []
     for start in tqdm(range(0, len(prompts), arguments.batch), desc=setting, disable=None):
         batch = prompts[start : start + arguments.batch]
@@ -99,6 +99,26 @@ def answer_all(
     with atomic_path(path) as temporary:
         lines = [made_by, *sorted(rows, key=row_id)]
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def weights_of(setting: str) -> dict[str, float] | None:
+    """What a setting asks for."""
+    return None if setting == UNSTEERED else {setting: 1.0}
+
+
+def header(steerer: Steerer, setting: str, decoding: Decoding, prompts: int) -> dict[str, Any]:
+    """What makes a setting's answers."""
+    return {
+        "fingerprint": str(steerer.language_model.fingerprint),
+        "edit": steerer.resolve(weights_of(setting), compose=True).digest,
+        "decoding": asdict(decoding),
+        "prompts": len(load_prompts("report")[:prompts]),
+    }
+
+
+def made_by_header(path: Path) -> Any:
+    """What made the answers of a file; None if there is none."""
+    return json.loads(path.read_text().splitlines()[0]) if path.exists() else None
 
 
 def row_id(row: dict[str, Any]) -> str:
@@ -113,7 +133,9 @@ def interval(values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> li
     return [float(x) for x in np.quantile(draws, [0.025, 0.975])]
 
 
-def write_table(steerer: Steerer, paths: dict[str, Path], decoding: Decoding, output: Path) -> None:
+def write_table(
+    steerer: Steerer, paths: dict[str, Path], decoding: Decoding, arguments: argparse.Namespace
+) -> None:
     """Summarise all settings into `summary.json` and `summary.md`."""
     answers = {
         setting: [json.loads(line) for line in path.read_text().splitlines()[1:]]
@@ -126,7 +148,7 @@ def write_table(steerer: Steerer, paths: dict[str, Path], decoding: Decoding, ou
     summary = {
         "model": steerer.language_model.name,
         "fingerprint": str(steerer.language_model.fingerprint),
-        "bundle": default_bundle_path().name,
+        "bundle": Path(arguments.bundle or default_bundle_path()).name,
         "doses, nats per token": {n: e.dose for n, e in steerer.bundle.traits.items()},
         "decoding": asdict(decoding),
         "prompts": len(prompts),
@@ -136,9 +158,9 @@ def write_table(steerer: Steerer, paths: dict[str, Path], decoding: Decoding, ou
         "answers to other prompts above the threshold": shuffled_share(prompts, base),
         "settings": rows,
     }
-    write_json(output / "summary.json", summary)
-    write_markdown(output / "summary.md", markdown(rows, decoding))
-    draw(rows, output / "changes.png")
+    write_json(arguments.output / "summary.json", summary)
+    write_markdown(arguments.output / "summary.md", markdown(rows, decoding))
+    draw(rows, arguments.output / "changes.png")
 
 
 def shuffled_share(prompts: Sequence[str], base: Sequence[dict[str, Any]]) -> float:

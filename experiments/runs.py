@@ -30,11 +30,32 @@ def common_parser(description: str, name: str, *, work: bool = True) -> argparse
     add_dtype(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
+    add_output(parser, Path(__file__).parent / "results" / name)
     if work:
         parser.add_argument("--work-dir", type=Path, default=cache_dir() / name)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / name)
     return parser
+
+
+def add_output(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """For scripts that write results, which `parse` says where.
+
+    Args:
+        parser: The script's.
+        folder: Of its results.
+    """
+    parser.add_argument("--quick", action="store_true", help="only show that it runs")
+    parser.add_argument(
+        "--output", type=Path, help=f"default: results/{folder.name}, of a quick run quick in it"
+    )
+    parser.set_defaults(results=folder)
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; what a quick run shows is no result, and never takes the place of one."""
+    arguments = parser.parse_args()
+    if arguments.output is None:
+        arguments.output = arguments.results / ("quick" if arguments.quick else "")
+    return arguments
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:

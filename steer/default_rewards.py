@@ -42,7 +42,8 @@ def default_reward(
             an answer that was cut is not brief.
 
     Raises:
-        InputError: If the reward does not tell the poles of the contrast pairs apart.
+        InputError: If a probe or the model's opinion does not tell the poles of the contrast pairs
+            apart.
     """
     known = text_reward(trait.name, pairs, longest=longest)
     if known is not None:
@@ -59,7 +60,8 @@ def text_reward(trait: str, pairs: PairSet, *, longest: float = 400) -> Reward |
         longest: As `default_reward`'s.
 
     Raises:
-        InputError: If the reward does not tell the poles of the contrast pairs apart.
+        InputError: If a probe does not tell the poles of the contrast pairs apart. What is counted
+            (words, grades, casual marks) has a scale of its own and is not held against them.
     """
     if trait == "brevity":
         return length_reward(min(20, longest / 5), longest)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from os.path import commonprefix
 from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from steer.chat import Message, render
 from steer.errors import InputError
 from steer.fields import check_fields
 from steer.hooks import attach
@@ -191,6 +193,26 @@ def end_tokens(language_model: LanguageModel) -> frozenset[int]:
     if ids is None:
         ids = language_model.tokenizer.eos_token_id
     return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def turn_end(language_model: LanguageModel) -> int | None:
+    """Token id with which an answer ends in a chat; None if nothing is known to end one.
+
+    Of those that end answers the one that the chat template writes after one: a tokenizer's
+    end-of-text is often another, which the model does not write there.
+    """
+    ends, tokenizer = end_tokens(language_model), language_model.tokenizer
+    asked: list[Message] = [{"role": "user", "content": "?"}]
+    with suppress(InputError):  # no template, or one that refuses this chat
+        answered = [*asked, {"role": "assistant", "content": "!"}, *asked]
+        before, text = render(tokenizer, asked), render(tokenizer, answered)
+        # A template may write an answer of the past otherwise than it asks for one.
+        after = text[len(commonprefix([before, text])) :]
+        for token in tokenizer(after, add_special_tokens=False).input_ids:
+            if token in ends:
+                return int(token)
+    end = tokenizer.eos_token_id
+    return min(ends, default=None) if end is None else int(end)
 
 
 def generate_batch(

@@ -26,7 +26,7 @@ from steer.dose import reference_meter
 from steer.edits import Edit, additive
 from steer.errors import CalibrationError, DataError, InputError
 from steer.gate import Gate, behind
-from steer.generation import prompt_tokens
+from steer.generation import prompt_tokens, turn_end
 from steer.history import History, HistoryItem, Selection, read_history, select
 from steer.hooks import Scope
 from steer.imitate import Imitation, imitate
@@ -231,7 +231,7 @@ class Personalizer:
     def _imitation(self, items: Sequence[HistoryItem], start: Profile | None) -> tuple[Edit, float]:
         """The edit fitted to texts, made weaker if its dose is too large, and its dose."""
         model = self.language_model
-        end = model.tokenizer.eos_token_id
+        end = turn_end(model)
 
         def sequence(item: HistoryItem, text: str) -> tuple[list[int], list[int]]:
             # Its end is next to the answer; all of a long one is more than is worth the memory.
@@ -315,11 +315,14 @@ class Personalizer:
         (`steer.dose.calibrate`): divergence grows nearly as a power of the factor, so a few secant
         steps on the logarithms of both do.
         """
-        kl, factor, slope = self.settings.kl, 1.0, 2.0
+        most, factor, slope = self.settings.kl, 1.0, 2.0
+        # What may not be exceeded is aimed at from below.
+        kl = most * (1 - _TOLERANCE / 2) if at_most else most
+        off = kl * _TOLERANCE / 2 if at_most else kl * _TOLERANCE
         known: tuple[float, float] | None = None
         for _ in range(_TRIES):
             dose = self._meter.kl(behind(self._gate, factor * edit))
-            if abs(dose - kl) <= _TOLERANCE * kl or (at_most and known is None and dose < kl):
+            if abs(dose - kl) <= off or (at_most and known is None and dose <= most):
                 return factor * edit, dose
             point = float(np.log(factor)), float(np.log(max(dose, 1e-9)))
             if known is not None and point[0] != known[0]:
@@ -329,6 +332,6 @@ class Personalizer:
             known = point
             factor *= float(np.exp(np.clip(step, -2.0, 2.0)))
         raise CalibrationError(
-            f"no factor of the edit was found to have {kl:g} nats per token (last: {dose:.3g}); "
+            f"no factor of the edit was found to have {most:g} nats per token (last: {dose:.3g}); "
             "ask for another kl"
         )

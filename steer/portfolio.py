@@ -193,12 +193,15 @@ class Portfolio:
         the rewards of traits without weight do not count in J.
 
         Args:
-            weights: Trait names with numbers >= 0, scaled to sum to one here.
+            weights: Trait names with numbers >= 0, scaled to sum to one here; traits that are not
+                routed may stand among them with zero.
             strength: What the edit will be multiplied by; only told.
 
         Raises:
             WeightsError: If a trait is not routed or a number is not usable.
         """
+        if isinstance(weights, Mapping):  # what asks for nothing is not missed
+            weights = {name: w for name, w in weights.items() if name in self.traits or w != 0}
         shares = normalise_weights(weights, self.traits)
         w = np.array([shares.get(name, 0.0) for name in self.traits])
         alone = Candidate(OWN, tuple((w == 1).astype(float).tolist()))

@@ -36,6 +36,10 @@ from steer.search import Effort, search
 from steer.soundness import Soundness
 from steer.workers import Workers
 
+# Seconds. Edits are chosen in one minute or two; were time to run out, what is kept would hang on
+# how fast a machine is. Measuring takes hours.
+_PATIENCE = 3600.0
+
 
 @dataclass(frozen=True)
 class PortfolioRecipe:
@@ -214,8 +218,10 @@ def _confirm_path(path: Path, recipe: PortfolioRecipe) -> Path:
 
 def _prune(data: Measured, recipe: PortfolioRecipe) -> tuple[int, ...]:
     if recipe.size is not None:
-        return prune_to_size(data, recipe.size)
-    return prune(data, epsilon=recipe.epsilon or 0.0, delta=recipe.delta or 0.0)
+        return prune_to_size(data, recipe.size, time_limit=_PATIENCE)
+    return prune(
+        data, epsilon=recipe.epsilon or 0.0, delta=recipe.delta or 0.0, time_limit=_PATIENCE
+    )
 
 
 def _checked(searched: Sequence[Trial], recipe: PortfolioRecipe) -> tuple[Trial, ...]:
@@ -234,7 +240,8 @@ def _shortlist(trials: Sequence[Trial], recipe: PortfolioRecipe) -> list[Candida
     """The unsteered model, each trait's own edits, and so many that serve best together."""
     candidates = [one.candidate for one in trials]
     data = recipe.objective.measured([one.rewards for one in trials], [one.kl for one in trials])
-    best = {candidates[index] for index in prune_to_size(data, recipe.shortlist)}
+    kept = prune_to_size(data, recipe.shortlist, time_limit=_PATIENCE)
+    best = {candidates[index] for index in kept}
     return [one for one in candidates if one.is_unsteered() or one.is_one_trait() or one in best]
 
 

@@ -93,7 +93,8 @@ class Preference:
         if weights is not None:
             if not 0 <= worth < np.inf:
                 raise InputError(f"worth: expected a number of at least 0, got {worth}")
-            shares = normalise_weights(weights, names)
+            # First of all traits: those with zero need not be the portfolio's.
+            shares = normalise_weights(normalise_weights(weights, bundle.traits), names)
             concentration += worth * np.array([shares.get(name, 0.0) for name in names])
         poles = {name: bundle.traits[name].positive for name in names}
         return cls(poles, Posterior.prior(concentration, seed=seed))

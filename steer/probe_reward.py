@@ -159,7 +159,8 @@ class ProbeReward:
             name: What is rewarded.
             better: The texts that show more of it, at least ten.
             worse: The others, in the same order.
-            counts: How many pairs each stands for, more than 0; None for one.
+            counts: How many pairs each stands for in the direction, more than 0; None for one.
+                Accuracy and scale are those of the texts, each counted once.
             neutral: Pairs of texts that differ in what should earn nothing: in the mean their
                 projections will be equal (mean projection, Haghighatkhah et al., arXiv 2212.04273).
             encoder: Makes points of texts.

@@ -9,6 +9,7 @@ earns 0 and what earns 1, set by hand or, for a log-ratio, read off the trait's 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,8 +79,15 @@ class Range:
         low, high = np.asarray(negative, np.float64), np.asarray(positive, np.float64)
         if not len(low) or not len(high) or np.mean(low) == np.mean(high):
             raise InputError("the measure does not tell the poles of the contrast pairs apart")
-        outer = 0.1 if np.mean(low) < np.mean(high) else 0.9
-        return cls(float(np.quantile(low, outer)), float(np.quantile(high, 1 - outer)))
+        rising = bool(np.mean(low) < np.mean(high))
+        outer = 0.1 if rising else 0.9
+        zero, one = float(np.quantile(low, outer)), float(np.quantile(high, 1 - outer))
+        if (one > zero) != rising:  # a few far values make the means
+            raise InputError(
+                "the measure does not tell the poles of the contrast pairs apart: their means and "
+                "their outermost tenths are in opposite orders"
+            )
+        return cls(zero, one)
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,12 @@ def length_reward(few: float = 20, many: float = 400) -> TextReward:
     scale = Range(math.log(many), math.log(few))
     name = f"words, {many:g} to {few:g}"
     return TextReward(name, lambda text: math.log(max(1, len(words(text)))), scale)
+
+
+def length_reward_named(name: str) -> TextReward | None:
+    """The length reward that has this name, as portfolios store it; None if none has."""
+    found = re.fullmatch(r"words, (\S+) to (\S+)", name)
+    return None if found is None else length_reward(float(found[2]), float(found[1]))
 
 
 def readability_reward(hard: float = 16, easy: float = 2) -> TextReward:

@@ -25,6 +25,7 @@ from steer.errors import (
     BundleVersionError,
     FingerprintError,
     InputError,
+    WeightsError,
 )
 from steer.gate import Gate
 from steer.interference import Interference
@@ -413,6 +414,14 @@ def test_a_loaded_portfolio_serves_alike(saved):
         assert one.number == (0, *ours.kept).index(served)
         assert _same_edit(theirs.edit(one.number), [ZERO, *ours.edits][one.number])
     assert theirs.serves({"warmth": 1, "zest": 0}) and not theirs.serves({"zest": 1})
+    # A page of sliders sends all of them.
+    assert theirs.entry({"warmth": 1, "brevity": 2, "zest": 0}) == theirs.entry(
+        {"warmth": 1, "brevity": 2}
+    )
+    assert _same_edit(theirs.served({"warmth": 1, "zest": 0.0}), theirs.served({"warmth": 1}))
+    for wrong in ({"warmth": 1, "zest": 1}, {"zest": 0}, {"warmth": 1, "zest": float("nan")}):
+        with pytest.raises(WeightsError):
+            theirs.entry(wrong)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import subprocess
@@ -16,6 +17,10 @@ from steer.bundle import Bundle
 from steer.resources import default_bundle_path
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.append(str(EXPERIMENTS))
+import report  # noqa: E402
+import runs  # noqa: E402
+
 PNG = b"\x89PNG"
 
 
@@ -123,3 +128,39 @@ def test_a_fairer_portfolio_gives_something_of_each(tmp_path: Path) -> None:
 )
 def test_they_say_what_they_want(script: str) -> None:
     assert "--model" in run(EXPERIMENTS / script, "--help")
+
+
+def test_a_quick_run_takes_the_place_of_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def output(*arguments: str | Path) -> Path:
+        parser = argparse.ArgumentParser()
+        runs.add_output(parser, tmp_path / "results")
+        monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
+        return runs.parse(parser).output
+
+    assert output() == tmp_path / "results"
+    assert output("--quick") == tmp_path / "results" / "quick"
+    assert output("--quick", "--output", tmp_path) == output("--output", tmp_path) == tmp_path
+
+
+@pytest.mark.real
+def test_a_report_leaves_out_what_was_answered_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settings(*arguments: str) -> set[str] | None:
+        fixed = ["report.py", "--prompts", "2", "--output", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", [*fixed, *arguments])
+        (tmp_path / "summary.json").unlink(missing_ok=True)
+        report.main()
+        if not (tmp_path / "summary.json").exists():
+            return None
+        return set(json.loads((tmp_path / "summary.json").read_text())["settings"])
+
+    tokens = ("--max-new-tokens", "6")
+    both = {"unsteered", "brevity"}
+    assert settings("--settings", "unsteered", "brevity", *tokens) == both
+    longer = ("--settings", "brevity", "--max-new-tokens", "7")
+    assert settings(*longer) is None  # unsteered has six tokens
+    assert settings("--settings", "warmth", *tokens) == {"unsteered", "warmth"}
+    assert settings("--settings", "brevity", *tokens) == {*both, "warmth"}

@@ -11,10 +11,10 @@ import torch
 from steer import generation
 from steer.edits import Edit, additive
 from steer.errors import InputError
-from steer.generation import Decoding, encode, generate_batch
+from steer.generation import Decoding, encode, generate_batch, turn_end
 from steer.hooks import attach
 from steer.models import LanguageModel
-from tests.models import FAMILIES, LAYERS, WIDTH, tiny
+from tests.models import EOS, FAMILIES, LAYERS, WIDTH, tiny
 
 TEXTS = ["Hi", "How are you?", "Tell me about rain.", "Why?", "One two three", "No", "Go", "Ah"]
 
@@ -243,3 +243,31 @@ def test_first_attached_in_inference_mode() -> None:
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Decoding(**options)
+
+
+# --- The end of a turn ---------------------------------------------------------------------------
+
+MARKED = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
+    "{{ '|' if message['role'] == 'assistant' else ';' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_turn_ends_as_the_template_ends_it() -> None:
+    """Which is not always by the end of text that the tokenizer names."""
+    model = tiny("llama")
+    bar, semicolon = model.tokenizer("|;", add_special_tokens=False).input_ids
+    assert turn_end(model) == EOS
+    model.tokenizer.chat_template = MARKED
+    assert turn_end(model) == EOS  # nothing that it writes ends an answer
+    model.model.generation_config.eos_token_id = [EOS, semicolon, bar]
+    assert turn_end(model) == bar  # and not what ends the user's
+    model.tokenizer.chat_template = "{{ raise_exception('one turn') if messages|length > 1 }}?"
+    assert turn_end(model) == EOS
+    model.tokenizer.chat_template = None
+    assert turn_end(model) == EOS
+    model.tokenizer.eos_token = None
+    assert turn_end(model) == min(EOS, semicolon, bar)
+    model.model.generation_config.eos_token_id = None
+    assert turn_end(model) is None

@@ -51,6 +51,25 @@ def data(tmp_path_factory):
     return folder
 
 
+def test_what_a_group_may_know_by_heart_is_not_asked_about(tmp_path):
+    place = tmp_path / "synthetic_persona_chat"
+    place.mkdir()
+    common = "What do you like to do for fun?"
+
+    def said(*lines):
+        return "\n".join(f"User 1: Well {i}?\nUser 2: {line}" for i, line in enumerate(lines))
+
+    history = ["I paint a lot.", "I swim in lakes.", "I read old books.", "I cook for my aunt."]
+    mine = ["My goats won a prize.", "I paint; a LOT!", common, "Hello, I'm [user 2 name]."]
+    rows = [("a", "me", said(*history)), ("b", "me", said(*mine))]
+    rows.append(("c", "other", said(*history[1:], common.upper())))
+    with (place / "valid.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([HEADER, *rows])
+    people = read_talk(tmp_path)
+    assert [[one.text for one in person.later] for person in people.develop] == [mine[:1]]
+    assert [item.text for item in people.develop[0].history] == history
+
+
 def test_history_and_later_turns_are_of_two_conversations(data):
     people = read_talk(data)
     assert (len(people.develop), len(people.report), len(people.others)) == (24, 6, 60)

@@ -198,7 +198,7 @@ def test_an_imitation_is_made_weaker_if_its_dose_is_large(family: str) -> None:
     found = Personalizer(model, settings=settings).profile(HISTORY)
     expected = imitate(model, sequences(model, HISTORY), [1, 2], settings.imitation)
     assert measured(model, expected) > 0.03, "it is small anyway"
-    assert found.dose == pytest.approx(0.02, rel=0.05)
+    assert 0.95 * 0.02 <= found.dose <= 0.02  # the most that is allowed
     assert measured(model, found.edit) == pytest.approx(found.dose, rel=1e-5)
     factor = np.linalg.norm(stacked(found.edit)) / np.linalg.norm(stacked(expected))
     assert factor < 1

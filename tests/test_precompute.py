@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import steer.prune
 from steer import precompute as precompute_module
 from steer.certificate import worst_delta
 from steer.edits import compose
@@ -85,6 +87,19 @@ def test_answers_are_kept_to_ask_about(tmp_path: Path, confirm: int) -> None:
             np.testing.assert_allclose(rewards, earned, atol=1e-4)
     unasked = replace(recipe, questions=0)
     assert a_portfolio(tmp_path / "edits.jsonl", unasked, prompts=prompts).answered == ()
+
+
+def test_a_slow_machine_makes_the_same_portfolio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every look at the clock finds half a minute gone."""
+    expected = a_portfolio(tmp_path / "edits.jsonl")
+    hurried = itertools.count(0.0, 31.0)
+    monkeypatch.setattr(steer.prune.time, "monotonic", lambda: next(hurried))
+    found = a_portfolio(tmp_path / "edits.jsonl")
+    assert (found.kept, found.candidates) == (expected.kept, expected.candidates)
+    guaranteed = replace(RECIPE, size=None, epsilon=0.0, delta=0.03)
+    assert a_portfolio(tmp_path / "edits.jsonl", guaranteed).certificate.delta.loss <= 0.03 + 1e-6
 
 
 def test_a_portfolio_with_a_guarantee(tmp_path: Path) -> None:

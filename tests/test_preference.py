@@ -99,8 +99,14 @@ def test_of_a_bundle(bundle: Bundle) -> None:
     assert preference.poles["brevity"] == "brief"
     told = Preference.of(bundle, {"warmth": 3, "brevity": 1}, worth=40)
     assert told.weights["warmth"] > 2 * told.weights["brevity"] > told.weights["formality"]
-    with pytest.raises(WeightsError, match="zest"):
-        Preference.of(bundle, {"zest": 1})
+    unrouted = next(name for name in bundle.traits if name not in portfolio.traits)
+    sliders = {"warmth": 3, "brevity": 1, unrouted: 0}
+    assert Preference.of(bundle, sliders, worth=40).weights == told.weights
+    for wrong in ({"zest": 1}, {"warmth": 1, "zest": 0}):
+        with pytest.raises(WeightsError, match="zest"):
+            Preference.of(bundle, wrong)
+    with pytest.raises(WeightsError, match=unrouted):
+        Preference.of(bundle, {unrouted: 1})
     for worth in (-1.0, np.inf, np.nan):
         with pytest.raises(InputError, match="worth"):
             Preference.of(bundle, {"warmth": 1}, worth=worth)

@@ -28,6 +28,7 @@ from steer.rewards import (
     TextReward,
     formality_reward,
     length_reward,
+    length_reward_named,
     readability_reward,
     score,
     sentiment_reward,
@@ -64,6 +65,9 @@ def test_range_between_poles_runs_the_right_way() -> None:
     for same in ([1.0, 2.0], []):
         with pytest.raises(InputError, match="apart"):
             Range.between(same, same)
+    # The means are one far value's, and nineteen of twenty lie on the other side.
+    with pytest.raises(InputError, match="opposite"):
+        Range.between([0.5] * 20, [0.4] * 19 + [10.0])
 
 
 def test_built_in_rewards_order_texts_as_people_would() -> None:
@@ -85,6 +89,19 @@ def test_built_in_rewards_order_texts_as_people_would() -> None:
 def test_length_reward_is_even_in_the_logarithm() -> None:
     found = length_reward(10, 1000)(["?"] * 3, ["a " * 10, "a " * 100, "a " * 1000])
     assert found == pytest.approx([1, 0.5, 0])
+
+
+@pytest.mark.parametrize("reward", [length_reward(), length_reward(19.2, 96), length_reward(1, 7)])
+def test_a_length_reward_is_found_by_its_name(reward: TextReward) -> None:
+    found = length_reward_named(reward.name)
+    texts = ["a " * n for n in (1, 5, 20, 80, 200, 500)]
+    assert found is not None and found.name == reward.name
+    assert found(["?"] * 6, texts) == pytest.approx(reward(["?"] * 6, texts))
+
+
+def test_other_names_are_of_no_length_reward() -> None:
+    for name in (readability_reward().name, "words", "letters of 'a'"):
+        assert length_reward_named(name) is None
 
 
 def test_formality_and_warmth_count_marks_per_hundred_words() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import socket
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import transformers
@@ -30,7 +33,9 @@ if transformers.__version__.startswith("4."):
 import uvicorn
 from fastapi.testclient import TestClient
 
+from steer.baselines.rewarding import rewards_of
 from steer.generation import Decoding
+from steer.preference import Preference
 from steer.profile import Profile
 from steer.profile_file import to_bytes
 from steer.rewards import score
@@ -106,6 +111,7 @@ def said_by(steerer: Steerer, weights=None, **more) -> str:
     [
         ({}, "unsteered"),
         ({"weights": {"brevity": 3, "warmth": 1}}, "entry 1"),
+        ({"weights": {"brevity": 3, "warmth": 1, "zest": 0}}, "entry 1"),
         ({"weights": {"zest": 1}}, "composed"),
         ({"weights": {"brevity": 1, "zest": 1}, "strength": 0.5}, "composed"),
         ({"weights": {"brevity": 1, "warmth": 1}, "compose": True}, "composed"),
@@ -477,6 +483,27 @@ def test_people_are_stored_served_changed_and_erased(client):
     assert client.get("/v1/users/ann").status_code == 404
     assert client.post("/v1/users/new/feedback", json=pair).json()["signals"] == 1
     client.delete("/v1/users/new")
+
+
+@pytest.mark.parametrize(("few", "many"), [(19.2, 96), (20, 400)])
+def test_feedback_counts_words_as_the_portfolio_does(few, many):
+    """Its questions, on that scale, are answered by the same person."""
+    steerer = a_steerer()
+    portfolio = steerer.bundle.portfolio
+    at = portfolio.traits.index("brevity")
+    named = [*portfolio.rewards]
+    named[at] = f"words, {many:g} to {few:g}"
+    steerer.bundle = replace(steerer.bundle, portfolio=replace(portfolio, rewards=tuple(named)))
+    with TestClient(an_app(steerer=steerer)) as client:
+        nonsense = ["".join(letters) for letters in product("aeiounrst", repeat=3)]
+        texts = {"better": " ".join(nonsense[:40]), "worse": " ".join(nonsense[:150])}
+        said = client.post("/v1/users/ann/feedback", json={"prompt": "Hi", **texts}).json()
+    rewards = rewards_of(dict.fromkeys(portfolio.traits, 1.0), {})
+    values = score(rewards, ["Hi"] * 2, list(texts.values()))[0]
+    earned = [math.log(many / n) / math.log(many / few) for n in (40, 150)]
+    values[:, at] = np.clip(earned, 0, 1)
+    expected = Preference.of(steerer.bundle).choose(*values)
+    assert said["weights"] == pytest.approx(expected.weights, abs=1e-4)
 
 
 def test_much_feedback_at_once_holds_nobody_else_up(monkeypatch):

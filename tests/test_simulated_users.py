@@ -151,17 +151,19 @@ def test_it_runs_on_the_default_bundle(tmp_path: Path, monkeypatch: pytest.Monke
         for size in range(len(traits) + 1)
         for some in itertools.combinations(traits, size)
     ]
-    fingerprint = Bundle.load(DEFAULT).fingerprint.to_dict()
-    told.write_text(json.dumps({"fingerprint": fingerprint, "traits": traits, "rows": rows}))
+    edits = Bundle.load(DEFAULT).portfolio.mean_rewards.tolist()
+    measured = {"traits": traits, "rows": rows, "measured edits": edits}
+    others = [[value + 0.01 for value in edits[0]], *edits[1:]]
+    told.write_text(json.dumps({**measured, "measured edits": others}))
+    simulated_users.main()  # beside another portfolio they are worth nothing known
+    assert "not run (`prompted.py`)" in (tmp_path / "asking.md").read_text()
+    told.write_text(json.dumps(measured))
     simulated_users.main()
     content = json.loads((tmp_path / "asking.json").read_text())
     assert {row["arm"] for row in content["rows"]} == {"active", "random", "ideal"}
     assert {(row["traits"], row["people"]) for row in content["rows"]} == {(4, 5), (5, 2)}
     assert len(content["passive"]) == 2 and len(content["drift"]) == 7
     assert (tmp_path / "asking.png").read_bytes().startswith(b"\x89PNG")
-    told.write_text(json.dumps({"fingerprint": fingerprint, "traits": traits[:2], "rows": rows}))
-    with pytest.raises(SystemExit, match="not of this bundle"):
-        simulated_users.main()
 
 
 def test_statements_are_read_rightly_when_their_traits_are_on_top() -> None:

@@ -291,12 +291,11 @@ def _ratio_table(band: float, ratios: Sequence[Ratio]) -> list[str]:
     for ours in (one for one in (DEFAULT, ENGINE) if (one, BEST_PEER) in whole):
         lead = whole[ours, BEST_PEER]
         held = lead.ratio >= TARGET and lead.low > 1
+        # Than any peer: the best of a trait is told by develop prompts.
         worse = [
-            one.trait
+            f"{one.trait} ({one.theirs})"
             for one in within
-            if (one.ours, one.theirs) == (ours, BEST_PEER)
-            and one.trait != "all"
-            and one.difference_high < 0
+            if one.ours == ours and one.trait != "all" and one.difference_high < 0
         ]
         lines.append(
             f"- {ours} against {BEST_PEER}, at least {TARGET:g} times and surely more than once: "

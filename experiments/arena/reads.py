@@ -15,9 +15,10 @@ scaled to [0, 1]: what earns 1 is the ceiling of the standardised gain.
     formality    contractions, you and I,   probe on style, fitted to answers to instructions in
                  none                       other words than the trait's
 
-Of the probes that people's texts are at hand for, the one that tells held-out pairs apart best
-reports (experiments/validate_rewards.py): of simplicity that on activations, 0.94, where one on
-style has 0.91 and one on sentence embeddings 0.83; of positivity that on embeddings, 0.97.
+Where the packaged probe of a trait is fitted to some of people's pairs, the report is fitted to the
+others. Of the probes that people's texts are at hand for, the one that tells held-out pairs apart
+best reports (experiments/validate_rewards.py): of simplicity that on activations, 0.94, where one
+on style has 0.91 and one on sentence embeddings 0.83; of positivity that on embeddings, 0.97.
 
 A probe's ceiling is the upper tenth of the better texts that it is fitted to. Warm words do not
 search for warmth: they follow people's labels no better than chance
@@ -40,7 +41,7 @@ from pathlib import Path
 
 # The loaders of people's preferences are one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
-from people import Pairs, onestop, politeness, positive_frames  # noqa: E402
+from people import FITTED_TO, Pairs, for_judging, onestop  # noqa: E402
 from probes import fitted, poles  # noqa: E402
 
 from steer.contrast import PairSet, generate_pairs
@@ -65,6 +66,8 @@ from steer.rewards import (
 from steer.traits import Trait
 
 PAIRS = 1000
+# Of which people's pairs the packaged probes are fitted to (fit_probes.py).
+PACKAGED_SEED = 0
 LEAST_PROMPTS = 20
 KINDNESS = Trait(
     "kindness",
@@ -125,10 +128,16 @@ class Reads:
     report: Reward
 
 
-def _probe(
-    trait: str, load: Callable[[Path, int, int], Pairs], encoder: Encoder, people: People
-) -> ProbeReward:
-    found = load(people.data, people.pairs, people.seed)
+def _unseen(trait: str, people: People) -> Pairs:
+    """What people prefer, without the pairs that the packaged probe of the trait is fitted to.
+
+    A portfolio is searched by that probe: what reports must not have learnt from the same people.
+    """
+    found = for_judging(FITTED_TO[trait](people.data, PACKAGED_SEED))
+    return found.rows(range(min(people.pairs, len(found.better))))
+
+
+def _probe(trait: str, found: Pairs, encoder: Encoder, people: People) -> ProbeReward:
     return ProbeReward.fitted(trait, found.better, found.worse, encoder=encoder, seed=people.seed)
 
 
@@ -140,12 +149,14 @@ def _brevity(model: LanguageModel, people: People) -> Reads:
 
 def _simplicity(model: LanguageModel, people: People) -> Reads:
     grade = TextReward("Coleman-Liau grade, 16 to 2", coleman_liau, Range(16, 2))
-    report = _probe("simplicity", onestop, activation_encoder(model), people)
+    found = onestop(people.data, people.pairs, people.seed)
+    report = _probe("simplicity", found, activation_encoder(model), people)
     return Reads(grade, report)
 
 
 def _positivity(model: LanguageModel, people: People) -> Reads:
-    return Reads(sentiment_reward(), _probe("positivity", positive_frames, SENTENCES, people))
+    report = _probe("positivity", _unseen("positivity", people), SENTENCES, people)
+    return Reads(sentiment_reward(), report)
 
 
 def _warmth(model: LanguageModel, people: People) -> Reads:
@@ -153,7 +164,7 @@ def _warmth(model: LanguageModel, people: People) -> Reads:
     search = packaged_probe("warmth")
     assert search is not None, "it is packaged"
     contrast = in_other_words(model, KINDNESS, people)
-    found = politeness(people.data, people.pairs, people.seed)
+    found = _unseen("warmth", people)
     return Reads(search, fitted("warmth", found, [poles(contrast)], encoder, people.seed))
 
 

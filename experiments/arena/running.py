@@ -14,7 +14,7 @@ from contenders import Effort, Workshop
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import add_dtype  # noqa: E402
-from runs import set_apart  # noqa: E402
+from runs import add_output, parse, set_apart  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
 from steer.generation import Decoding  # noqa: E402
@@ -38,10 +38,7 @@ def common_parser(description: str, work: str) -> argparse.ArgumentParser:
     add_dtype(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "arena"
-    )
+    add_output(parser, Path(__file__).parents[1] / "results" / "arena")
     return parser
 
 
@@ -52,7 +49,7 @@ def add_build_dir(parser: argparse.ArgumentParser) -> None:
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments; answers of another precision, or of a quick run, are kept apart."""
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     set_apart(arguments)
     return arguments
 

@@ -37,7 +37,7 @@ from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
-from runs import common_parser, last_line, provenance  # noqa: E402
+from runs import common_parser, last_line, parse, provenance  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.chat import render  # noqa: E402
@@ -119,7 +119,7 @@ def read_arguments() -> argparse.Namespace:
     add_group(parser)
     parser.add_argument("--times", type=float, nargs="+", default=list(TIMES))
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.quick:
         arguments.people, arguments.questions, arguments.group_people = 4, 1, 2
         arguments.times = [2.0, 4.0]

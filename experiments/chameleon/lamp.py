@@ -38,7 +38,7 @@ from tqdm import tqdm
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import common_parser, last_line  # noqa: E402
+from runs import common_parser, last_line, parse  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
@@ -123,7 +123,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=4, help="entries of a profile in a prompt")
     parser.add_argument("--prompt-tokens", type=int, default=1024, help="with entries")
     parser.add_argument("--answer-tokens", type=int, default=64)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.lamp is not None and not arguments.lamp.is_dir():
         parser.error(f"--lamp: expected the folder of the LaMP benchmark, got {arguments.lamp}")
     if arguments.users < 1 or arguments.items < 1:

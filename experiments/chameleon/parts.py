@@ -41,7 +41,7 @@ from telling import BY_ROW, Arm, Row, ask, by_person, drawn, interval, soundness
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
-from runs import common_parser, earlier, last_line, provenance  # noqa: E402
+from runs import common_parser, earlier, last_line, parse, provenance  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.edits import ZERO  # noqa: E402
@@ -206,7 +206,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--add", action="store_true", help="keep the parts that are written")
     parser.add_argument("--people", type=int, default=24)
     parser.add_argument("--questions", type=int, default=4, help="about each of them")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.authors is not None:
         if arguments.only not in (list(parts), ["items"]):
             parser.error("--only: authors are asked about items alone")

@@ -51,7 +51,7 @@ from telling import (
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import common_parser, last_line, provenance  # noqa: E402
+from runs import common_parser, last_line, parse, provenance  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.baselines.prompting import dialogue, listed  # noqa: E402
@@ -131,7 +131,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=60)
     parser.add_argument("--questions", type=int, default=4, help="about each of them")
     add_group(parser)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.quick:
         arguments.people, arguments.questions, arguments.group_people = 4, 1, 2
     return arguments

@@ -6,7 +6,8 @@ described by a persona):
     FOLDER/synthetic_persona_chat/*.csv
 
 A person of two conversations has a history, the first, and later turns, those of the second, so
-that what tells them apart is the person and not the thread. They are split into a develop and a
+that what tells them apart is the person and not the thread; without what stands in anybody's
+history. They are split into a develop and a
 report part. People of one conversation are in neither; groups are made of them.
 
 Or from a folder of texts by author, `FOLDER/AUTHOR/*.txt`, whose paragraphs are history in the
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,8 +149,9 @@ def read_talk(folder: Path, *, seed: int = 0) -> People:
                     said.setdefault(row[column].strip(), []).append(turns)
     order = np.random.default_rng(seed).permutation(len(said)).tolist()
     known = [list(said.items())[i] for i in order]
+    heard = {_plain(one.text) for _, talks in known for one in talks[0]}
     twice = [
-        Person(name, talks[0], tuple(one for one in talks[1] if _telling(one)))
+        Person(name, talks[0], tuple(o for o in talks[1] if _telling(o, heard)))
         for name, talks in known
         if len(talks) > 1
     ]
@@ -217,5 +219,14 @@ def _turns(conversation: str, speaker: str) -> tuple[HistoryItem, ...]:
     return tuple(turns)
 
 
-def _telling(item: HistoryItem) -> bool:
-    return len(words(item.text)) >= FEWEST_WORDS
+def _telling(item: HistoryItem, heard: Container[str]) -> bool:
+    """Whether a later text is a person's own, and not one that a group may know by heart.
+
+    Such as "What do you like to do for fun?", or a line with a name left to be filled in.
+    """
+    unfilled = "[" in item.text
+    return len(words(item.text)) >= FEWEST_WORDS and not unfilled and _plain(item.text) not in heard
+
+
+def _plain(text: str) -> str:
+    return " ".join(words(text))

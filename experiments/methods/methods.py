@@ -57,7 +57,7 @@ from judging import BANDS, Coherence, interval  # noqa: E402
 from palm.figures import panels, save  # noqa: E402
 from precision import loaded  # noqa: E402
 from reads import READS, People, Reads  # noqa: E402
-from runs import add_bundle, common_parser, last_line, provenance, set_apart  # noqa: E402
+from runs import add_bundle, common_parser, last_line, parse, provenance, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.bundle import Bundle  # noqa: E402
@@ -206,7 +206,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=96, help="longest answer")
     parser.add_argument("--judge-url", default=None, help="of an OpenAI-compatible API")
     parser.add_argument("--judge-model", default=None, help="its name there")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if (arguments.judge_url is None) != (arguments.judge_model is None):
         parser.error("--judge-url and --judge-model go together")
     set_apart(arguments)

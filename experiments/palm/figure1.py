@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from steer.cover import (
+# What experiments share is one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+from runs import add_output, parse  # noqa: E402
+
+from steer.cover import (  # noqa: E402
     Closeness,
     CoverCheck,
     grid,
@@ -28,7 +33,7 @@ from steer.cover import (
     random_weights,
     uniform_weights,
 )
-from steer.resources import atomic_path
+from steer.resources import atomic_path  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "results" / "palm"
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
@@ -40,9 +45,8 @@ def main() -> None:
     parser.add_argument("--eps-prime", type=float, default=0.4)
     parser.add_argument("--delta-prime", type=float, default=0.0125)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="draw coarsely")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    add_output(parser, RESULTS)
+    arguments = parse(parser)
     closeness = Closeness(arguments.eps_prime, arguments.delta_prime)
     combined = grid(3, closeness)
     uniform = uniform_weights(3, len(combined))

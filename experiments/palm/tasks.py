@@ -30,7 +30,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 from people import harmless  # noqa: E402
 from precision import add_dtype  # noqa: E402
-from runs import add_bundle  # noqa: E402
+from runs import add_bundle, add_output, parse  # noqa: E402
 
 from steer.bundle import Bundle
 from steer.contrast import PairSet
@@ -143,10 +143,9 @@ def common_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     add_dtype(parser)
     parser.add_argument("--task", choices=list(TASKS), action="append", help="default: all")
     parser.add_argument("--work-dir", type=Path, default=cache_dir() / "palm")
-    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    arguments = parser.parse_args()
+    add_output(parser, RESULTS)
+    arguments = parse(parser)
     arguments.task = arguments.task or list(TASKS)
     return arguments
 

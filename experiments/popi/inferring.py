@@ -40,7 +40,7 @@ from tqdm import tqdm
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import common_parser, last_line, provenance, set_apart  # noqa: E402
+from runs import common_parser, last_line, parse, provenance, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.baselines.method import trait_of  # noqa: E402
@@ -139,7 +139,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--number", type=int, default=8, help="summaries of which one is best")
     parser.add_argument("--data-set", choices=list(KINDS), help="people of open data")
     parser.add_argument("--folder", type=Path, help="where that lies")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if (arguments.data_set is None) != (arguments.folder is None):
         parser.error("--data-set and --folder go together")
     set_apart(arguments)

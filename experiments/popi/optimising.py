@@ -35,7 +35,7 @@ from tqdm import tqdm
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import common_parser, last_line, provenance, set_apart  # noqa: E402
+from runs import common_parser, last_line, parse, provenance, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.baselines.prompting import said  # noqa: E402
@@ -113,7 +113,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--number", type=int, default=8, help="summaries of which one is learnt")
     parser.add_argument("--steps", type=int, default=12, help="of each stage")
     parser.add_argument("--rounds", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     set_apart(arguments)
     if arguments.quick:
         arguments.people, arguments.items, arguments.questions = 2, 2, 2

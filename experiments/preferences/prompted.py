@@ -28,7 +28,7 @@ from tqdm import tqdm
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import add_bundle, common_parser, last_line, provenance, set_apart  # noqa: E402
+from runs import add_bundle, common_parser, last_line, parse, provenance, set_apart  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 from steer.baselines import Request, SystemPrompt  # noqa: E402
@@ -41,6 +41,7 @@ from steer.generation import Decoding, generate_batch, prompt_tokens  # noqa: E4
 from steer.journal import Journal  # noqa: E402
 from steer.likelihood import token_divergence  # noqa: E402
 from steer.models import LanguageModel  # noqa: E402
+from steer.portfolio import Portfolio  # noqa: E402
 from steer.prompts import load_prompts  # noqa: E402
 from steer.resources import content_key  # noqa: E402
 from steer.rewards import Reward, score  # noqa: E402
@@ -90,7 +91,7 @@ def main() -> None:
             "prompts are worth cannot be compared with its entries. In bfloat16 other processors "
             "write other answers; make the portfolio here too (`make portfolio`)"
         )
-    write([plain, *rows], portfolio.traits, len(prompts), model, arguments)
+    write([plain, *rows], portfolio, len(prompts), model, arguments)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -100,7 +101,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--build-dir", type=Path, required=True, help="work folder of the build of the bundle"
     )
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     set_apart(arguments)
     return arguments
 
@@ -187,15 +188,18 @@ def divergence(
 
 def write(
     rows: Sequence[Row],
-    traits: Sequence[str],
+    portfolio: Portfolio,
     prompts: int,
     model: LanguageModel,
     arguments: argparse.Namespace,
 ) -> None:
     """Write JSON, CSV and Markdown."""
+    traits = portfolio.traits
     content = {
         **provenance("experiments/preferences/prompted.py", model, arguments),
         "traits": list(traits),
+        # What tells of which portfolio, and so of which rewards and prompts, these are.
+        "measured edits": portfolio.mean_rewards.tolist(),
         "prompts": prompts,
         "rows": [asdict(row) for row in rows],
     }

@@ -38,7 +38,7 @@ from scipy.stats import binomtest
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from palm.figures import panels, save  # noqa: E402
-from runs import add_bundle, last_line  # noqa: E402
+from runs import add_bundle, add_output, last_line, parse  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
@@ -211,29 +211,30 @@ def read_arguments() -> argparse.Namespace:
     add_bundle(parser)
     parser.add_argument("--people", type=int, default=200, help="of each number of traits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
     parser.add_argument(
         "--told", type=Path, default=RESULTS / "prompted.json", help="what prompted.py wrote"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    add_output(parser, RESULTS)
+    arguments = parse(parser)
     if arguments.quick:
         arguments.people = 5
     return arguments
 
 
 def told_in(path: Path, bundle: Bundle) -> dict[frozenset[int], Told] | None:
-    """What prompts are worth; None if that has not been measured."""
+    """What prompts are worth; None if that has not been measured beside this very portfolio."""
     if not path.exists():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
     portfolio = bundle.portfolio
     assert portfolio is not None, "the bundle holds one"
     if (
-        content["fingerprint"] != bundle.fingerprint.to_dict()
-        or tuple(content["traits"]) != portfolio.traits
+        tuple(content["traits"]) != portfolio.traits
+        or content.get("measured edits") != portfolio.mean_rewards.tolist()
     ):
-        sys.exit(f"{path}: not of this bundle; run prompted.py again")
+        # Another's rewards may be other ones of the same names.
+        print(f"{path}: measured with another portfolio, so left out; run prompted.py again")
+        return None
     rows = content["rows"]
     if rows[0]["traits"]:
         sys.exit(f"{path}: expected the plain prompt first")

@@ -30,7 +30,7 @@ from scipy.stats import binomtest
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import common_parser, last_line, provenance  # noqa: E402
+from runs import common_parser, last_line, parse, provenance  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 
 import steer  # noqa: E402
@@ -121,7 +121,7 @@ def main() -> None:
 def read_arguments() -> argparse.Namespace:
     """From the command line."""
     parser = common_parser(__doc__, "preferences", work=False)
-    return parser.parse_args()
+    return parse(parser)
 
 
 def read_statements(path: Path) -> list[Statement]:

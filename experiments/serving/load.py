@@ -34,7 +34,7 @@ import psutil
 
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
-from runs import last_line  # noqa: E402
+from runs import add_output, last_line, parse  # noqa: E402
 from tables import write_csv, write_json, write_markdown  # noqa: E402
 from timing import command  # noqa: E402
 
@@ -112,11 +112,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=ENGINES, default="transformers")
     parser.add_argument("--python", default=sys.executable, help="what the server runs in")
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[1] / "results" / "serving"
-    )
-    arguments = parser.parse_args()
+    add_output(parser, Path(__file__).parents[1] / "results" / "serving")
+    arguments = parse(parser)
     if arguments.quick:
         arguments.clients, arguments.edits, arguments.seconds = 4, 3, 6
     return arguments

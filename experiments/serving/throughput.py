@@ -30,7 +30,7 @@ import torch
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import add_bundle, common_parser, provenance  # noqa: E402
+from runs import add_bundle, common_parser, parse, provenance  # noqa: E402
 from speeds import Case, Row, by_engine, exactly, rows_of, users_weights, write  # noqa: E402
 from timing import interleave, twin  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
@@ -80,7 +80,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--users", type=int, nargs="+", default=[case.users for case in CASES], help="at once"
     )
-    return parser.parse_args()
+    return parse(parser)
 
 
 def cases_of(arguments: argparse.Namespace) -> Sequence[Case]:

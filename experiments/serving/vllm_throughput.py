@@ -42,7 +42,7 @@ from vllm import LLM, SamplingParams  # noqa: E402
 # What experiments share is one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
 from precision import loaded  # noqa: E402
-from runs import add_bundle, common_parser, provenance  # noqa: E402
+from runs import add_bundle, common_parser, parse, provenance  # noqa: E402
 from speeds import Case, Row, by_engine, rows_of, users_weights, write  # noqa: E402
 from timing import interleave  # noqa: E402
 
@@ -95,7 +95,7 @@ def main() -> None:
         "--users", type=int, nargs="+", default=[case.users for case in CASES], help="at once"
     )
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     cases = QUICK if arguments.quick else [c for c in CASES if c.users in arguments.users]
     bundle = Bundle.load(arguments.bundle)
     steerer = Steerer(loaded(arguments), bundle)
@@ -130,8 +130,7 @@ def main() -> None:
         f"{shared['own']:.0%} where everybody has an edit of their own, {shared['none']:.0%} "
         "where nobody is steered."
     )
-    stem = f"vllm_{how}" + ("_quick" if arguments.quick else "")
-    write(rows, content, heading, arguments.output, stem)
+    write(rows, content, heading, arguments.output, f"vllm_{how}")
 
 
 @contextmanager

@@ -33,8 +33,8 @@ _TEMPERATURE = 0.8
 def built_in_reward(trait: str) -> Reward | None:
     """The reward of a built-in trait that needs neither a model nor contrast pairs, if it has one.
 
-    These are what default portfolios are made with (`steer.default_rewards`); probes keep the
-    scale of the texts that they were fitted to.
+    They measure what default portfolios are made with (`steer.default_rewards`), on scales that
+    hang on no model: of brevity words up to 400, of a probe the texts that it was fitted to.
     """
     made: dict[str, Callable[[], Reward]] = {
         "brevity": length_reward,

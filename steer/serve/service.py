@@ -22,7 +22,7 @@ from steer.fields import check_text
 from steer.generation import Decoding, prompt_tokens
 from steer.preference import Preference
 from steer.profile import Profile
-from steer.rewards import Reward, score
+from steer.rewards import Reward, length_reward_named, score
 from steer.serve.answer_text import AnswerText
 from steer.serve.asked_edit import AskedEdit
 from steer.serve.engine import Deliver, Engine, Job, Progress
@@ -344,7 +344,7 @@ class Service:
 
     def _learnt(self, tenant: str, name: str, said: Feedback) -> Person:
         start = Preference.of(self.steerer.bundle)
-        rewards = rewards_of(dict.fromkeys(start.traits, 1.0), {})
+        rewards = rewards_of(dict.fromkeys(start.traits, 1.0), self._scaled())
         texts = [text for text in (said.better, said.worse, said.answer) if text is not None]
         values = score(rewards, [said.prompt] * len(texts), texts)[0]
         usual = self._usual_rewards(rewards) if said.thumb is not None else None
@@ -365,6 +365,17 @@ class Service:
             return Person(preference=known, said=None if person is None else person.said)
 
         return self.store.change(tenant, name, change)
+
+    def _scaled(self) -> dict[str, Reward]:
+        """Brevity as the portfolio counts it: one preference learns from its questions as well.
+
+        Its scale is set by how long answers could get when the portfolio was made.
+        """
+        portfolio = self.steerer.bundle.portfolio
+        if portfolio is None or "brevity" not in portfolio.traits:
+            return {}
+        reward = length_reward_named(portfolio.rewards[portfolio.traits.index("brevity")])
+        return {} if reward is None else {"brevity": reward}
 
     def _usual_rewards(self, rewards: Sequence[Reward]) -> Float64:
         """What the portfolio's kept answers earn in the mean, against which thumbs are held."""
