@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steer.activations import Tokens
 from steer.errors import InputError
-from steer.models import LanguageModel
+from steer.models import LanguageModel, check_positions
 
 Sequences = Sequence[tuple[Tokens, Tokens]]
 """(prompt token ids, response token ids) pairs."""
@@ -94,9 +94,15 @@ def check_sequences(sequences: Sequences) -> None:
 
 
 def pad(language_model: LanguageModel, sequences: Sequences, indices: list[int]) -> Batch:
-    """The sequences at some indices as one batch."""
+    """The sequences at some indices as one batch.
+
+    Raises:
+        InputError: If the model has no positions for one.
+    """
     prompts = [sequences[i][0] for i in indices]
     responses = [sequences[i][1] for i in indices]
+    for prompt, response in zip(prompts, responses, strict=True):
+        check_positions(language_model, len(prompt), len(response))
     p, r = max(map(len, prompts)), max(map(len, responses))
     ids = np.full((len(indices), p + r), language_model.tokenizer.pad_token_id)
     mask = np.zeros((len(indices), p + r), np.int64)

@@ -44,7 +44,7 @@ from steer.portfolio import Portfolio
 from steer.portfolio_json import from_json, to_json
 from steer.portfolio_summary import summary
 from steer.profile import Profile
-from steer.resources import atomic_path
+from steer.resources import atomic_path, locked, remove_unfinished
 from steer.trait_entry import TraitEntry
 
 SCHEMA = 6
@@ -94,7 +94,7 @@ class Bundle:
         check_fingerprint(self.fingerprint, "bundle field 'fingerprint'")
         if self.scope not in ("response", "all"):
             raise InputError(
-                f"bundle field 'scope': expected 'response' or 'all', got {self.scope!r}"
+                f"bundle field 'scope': expected 'response' or 'all', got {self.scope!r:.80}"
             )
         for key, convert in (
             ("traits", checks.trait_entry),
@@ -284,10 +284,54 @@ class Bundle:
         return container.pack(document, tensors)
 
 
+def check_output(path: str | Path, source: str | Path) -> None:
+    """Refuse to write a bundle over a file that it was not made of.
+
+    Args:
+        path: Where to.
+        source: The bundle that it was made of; that there is none is told where it is loaded.
+
+    Raises:
+        InputError: If what is in the file would be lost.
+    """
+    path, source = Path(path), Path(source)
+    if path.exists() and source.exists() and not path.samefile(source):
+        raise InputError(
+            f"{path} exists; add --bundle {path} to keep what is in it, or name another file"
+        )
+
+
+def remember(path: str | Path, name: str, profile: Profile, source: str | Path) -> Bundle:
+    """Add a person's profile to a bundle's file, as the file is by now.
+
+    A profile takes a while to make, and others may be added or forgotten meanwhile.
+
+    Args:
+        path: The file, which is replaced; or a new one.
+        name: The profile's; one of that name is replaced.
+        profile: Made with the bundle.
+        source: The bundle's file.
+
+    Returns:
+        The bundle with it.
+
+    Raises:
+        InputError: If the file is another one than the bundle's, or the profile does not fit what
+            the bundle has become.
+        BundleError: If the bundle cannot be read.
+    """
+    with locked(Path(path)):
+        check_output(path, source)
+        bundle = Bundle.load(source).with_profiles({name: profile})
+        bundle.save(path)
+    return bundle
+
+
 def forget(path: str | Path, name: str) -> Bundle:
     """Delete a person's profile from a bundle's file; nothing of it stays in the new file.
 
-    Copies that were made of the file are not reached.
+    What a killed write left beside the file goes too. Copies that were made of the file are not
+    reached.
 
     Args:
         path: The file, which is replaced.
@@ -300,8 +344,11 @@ def forget(path: str | Path, name: str) -> Bundle:
         InputError: If there is no such profile.
         BundleError: If the file cannot be read.
     """
-    bundle = Bundle.load(path).without_profile(name)
-    bundle.save(path)
+    Bundle.load(path).profile(name)  # what is refused leaves no file of a lock
+    with locked(Path(path)):
+        bundle = Bundle.load(path).without_profile(name)
+        bundle.save(path)
+        remove_unfinished(Path(path))
     return bundle
 
 

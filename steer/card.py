@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -43,7 +44,8 @@ def model_card(
         InputError: If an id is none.
     """
     check_hub_id(repo_id)
-    base_model = _hub_id(bundle.model) if base_model is None else check_hub_id(base_model)
+    bundle = published(bundle, base_model)
+    base_model = base_model or _hub_id(bundle.model)
     data = ModelCardData(
         base_model=base_model,
         base_model_relation=None if base_model is None else "adapter",
@@ -62,6 +64,23 @@ def model_card(
     )
     text = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+
+
+def published(bundle: Bundle, base_model: str | None = None) -> Bundle:
+    """A bundle as others may see it: without the path of a folder of which its model was loaded.
+
+    Args:
+        bundle: The bundle.
+        base_model: As `model_card`'s.
+
+    Raises:
+        InputError: If the id is none.
+    """
+    if base_model is not None:
+        check_hub_id(base_model)
+    if bundle.model == NAME or _hub_id(bundle.model):
+        return bundle
+    return replace(bundle, model=base_model or Path(bundle.model).name)
 
 
 def check_hub_id(text: str) -> str:
@@ -92,10 +111,9 @@ def _hub_id(model: str) -> str | None:
 def _model(bundle: Bundle) -> str:
     where = "the response" if bundle.scope == "response" else "all tokens, the prompt's too"
     gated = "acts where the model answers in a chat, not on plain text" if bundle.gate else "none"
-    name = bundle.model if _hub_id(bundle.model) else Path(bundle.model).name
     packaged = ", the packaged Q4_1 weights" if bundle.model == NAME else ""
     rows = [
-        ("built on", f"{_code(name)}{packaged}"),
+        ("built on", f"{_code(bundle.model)}{packaged}"),
         ("fingerprint", _code(str(bundle.fingerprint))),
         ("acts on", where),
         ("gate", gated),

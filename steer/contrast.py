@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from tqdm import tqdm
 
 from steer.chat import render
 from steer.errors import DataError
-from steer.generation import Decoding, generate_batch
-from steer.journal import Journal, read_journal
+from steer.generation import Decoding, chat_key, generate_batch
+from steer.journal import Journal, Row, read_journal
 from steer.measures import is_broken, is_looping, words
 from steer.models import LanguageModel
 from steer.prompts import Prompt
@@ -155,9 +156,10 @@ class PairsFile:
         self._trait = trait
         self._journal = Journal(path, _header(language_model, trait, prompts, seed, sampling))
         batches = [prompts[i : i + BATCH_PROMPTS] for i in range(0, len(prompts), BATCH_PROMPTS)]
+        right = _right_rows(self._journal.rows, [prompt.id for prompt in prompts])
         done = whole = 0
         for batch in batches:
-            if len(self._journal.rows) < done + 2 * len(batch):
+            if right < done + 2 * len(batch):
                 break
             done += 2 * len(batch)
             whole += 1
@@ -193,10 +195,21 @@ def read_pairs(path: Path) -> PairSet:
         DataError: If it is missing, damaged or unfinished.
     """
     header, rows = read_journal(path)
-    prompts = header.get("prompts")
-    if header.get("format") != FORMAT or not prompts or len(rows) != 2 * len(prompts):
+    prompts = header.get("prompts") or []
+    whole = _right_rows(rows, prompts) == len(rows) == 2 * len(prompts)
+    if header.get("format") != FORMAT or not prompts or not whole:
         raise DataError(f"{path}: not a finished file of contrast data; build it again")
     return select_pairs(header["trait"]["name"], [_answer(path, row) for row in rows])
+
+
+def _right_rows(rows: Sequence[Row], prompts: Sequence[str]) -> int:
+    """How many rows, from the first, answer the prompts of these ids under both poles in turn."""
+    right = 0
+    for row, asked in zip(rows, product(prompts, ("positive", "negative")), strict=False):
+        if (row.get("prompt_id"), row.get("pole")) != asked:
+            break
+        right += 1
+    return right
 
 
 def _generate(
@@ -259,8 +272,8 @@ def _header(
     return {
         "format": FORMAT,
         "trait": trait.asked,
-        "model": language_model.name,
         "fingerprint": language_model.fingerprint.to_dict(),
+        "chat": chat_key(language_model),
         "prompts": [prompt.id for prompt in prompts],
         "seed": seed,
         "sampling": asdict(sampling),

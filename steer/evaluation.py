@@ -21,7 +21,7 @@ from steer.chat import render
 from steer.edits import Edit, compose
 from steer.errors import DataError, InputError
 from steer.gate import Gate, behind
-from steer.generation import Decoding, generate_batch, prompt_tokens
+from steer.generation import Decoding, chat_key, generate_batch, prompt_tokens
 from steer.hooks import Scope, attach
 from steer.journal import Journal, read_journal
 from steer.likelihood import divergence
@@ -191,6 +191,7 @@ class Evaluator:
         return {
             "format": FORMAT,
             "model": self._model.fingerprint.to_dict(),
+            "chat": chat_key(self._model),
             "edits": {name: [e.digest for e in edits] for name, edits in self.families.items()},
             "prompts": list(self.prompts),
             "rewards": [reward.key for reward in self.rewards],

@@ -17,6 +17,9 @@ from steer.errors import InputError
 _T = TypeVar("_T")
 _V = TypeVar("_V")
 
+# Far more than settings need, and less than any walk through them bears.
+_DEEPEST = 64
+
 
 def check_object(value: object, where: str) -> dict[str, Any]:
     """A JSON object."""
@@ -101,17 +104,19 @@ def check_scalar(value: object, where: str) -> float | int | str:
     return check_number(value, where)
 
 
-def check_json(value: object, where: str) -> Any:
-    """A deep copy in plain JSON types."""
+def check_json(value: object, where: str, depth: int = 0) -> Any:
+    """A deep copy in plain JSON types; `depth` is how many values it lies in."""
+    if depth > _DEEPEST:
+        raise InputError(f"{where:.80}: expected values within values at most {_DEEPEST} deep")
     if value is None:
         return None
     if isinstance(value, Mapping):
         return {
-            check_text(key, where): check_json(item, f"{where}[{key!r}]")
+            check_text(key, where): check_json(item, f"{where}[{key!r}]", depth + 1)
             for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))
         }
     if isinstance(value, list | tuple):
-        return [check_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [check_json(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
     return check_scalar(value, where)
 
 

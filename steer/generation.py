@@ -17,8 +17,9 @@ from steer.errors import InputError
 from steer.fields import check_fields
 from steer.hooks import attach
 from steer.kvcache import growing_cache
-from steer.models import LanguageModel
+from steer.models import LanguageModel, check_positions
 from steer.repetition import NoRepeatedNGrams, RepetitionPenalty
+from steer.resources import content_key
 
 # Short enough that rows leave soon after their end; a call costs some milliseconds.
 _SEGMENT = 32
@@ -181,6 +182,14 @@ def prompt_tokens(language_model: LanguageModel, text: str) -> list[int]:
     return ids
 
 
+def chat_key(language_model: LanguageModel) -> str:
+    """Names how a chat becomes tokens, on which every answer hangs beside the model's weights."""
+    tokenizer = language_model.tokenizer
+    # Not a rendered chat, in which some templates write the date: work goes on after midnight.
+    read = prompt_tokens(language_model, "Well, it's 10:45 - \u00e4 l\u00e0 carte?")
+    return content_key([tokenizer.chat_template, tokenizer.special_tokens_map, read])
+
+
 def _tokenised(language_model: LanguageModel, texts: Sequence[str]) -> Any:
     tokenizer = language_model.tokenizer
     special = tokenizer.chat_template is None
@@ -241,9 +250,13 @@ def generate_batch(
 
     Returns:
         B answers.
+
+    Raises:
+        InputError: If the model has no positions for so many tokens.
     """
     inputs = encode(language_model, texts)
     prompt = inputs["input_ids"].shape[1]
+    check_positions(language_model, prompt, decoding.max_new_tokens)
     # Beams share a row's cache; a streamer wants one call; and what a row samples must not hang on
     # when the others end.
     one_call = (

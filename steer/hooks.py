@@ -158,6 +158,23 @@ class _Call:
         self.opened = False
         self.own_generate: Any = None  # what stood in the model's own `generate` attribute
 
+    @property
+    def mine(self) -> bool:
+        """Whether it is of the thread that asks."""
+        return threading.get_ident() == self.thread
+
+    def refuse_others(self) -> None:
+        """Refuse the model to threads without a block of their own.
+
+        Raises:
+            ConcurrentSteeringError: If this is one.
+        """
+        if not self.mine:
+            raise ConcurrentSteeringError(
+                "another thread is steering this model; a call from this thread would be steered "
+                "too. Make it inside a steer block of its own, which waits for its turn"
+            )
+
     def begin(self, prompt_length: int | None, seen: int) -> None:
         """Start a new sequence of which `seen` columns are in the cache already."""
         self.prompt_length = prompt_length
@@ -244,7 +261,7 @@ class Hooks:
     def dwindling(self, rows: int) -> Iterator[Callable[[Tensor], None]]:
         """Let rows of a batch leave within the current `steer` block, while others go on.
 
-        Outside a block, and in one that edits nothing, nothing happens.
+        Outside a block of this thread, and in one that edits nothing, nothing happens.
 
         Args:
             rows: Number of rows of the batch.
@@ -254,7 +271,7 @@ class Hooks:
             block the edits are those of the whole batch again.
         """
         call = self._call
-        if call is None or not call.slots:
+        if call is None or not call.slots or not call.mine:
             yield lambda kept: None
             return
         whole = call.row_index
@@ -278,7 +295,7 @@ class Hooks:
             ConcurrentSteeringError: If it does.
         """
         current = self._call
-        if current is not None and current.thread == threading.get_ident():
+        if current is not None and current.mine:
             raise ConcurrentSteeringError(
                 "this thread is already steering the model; add the edits and steer once"
             )
@@ -376,6 +393,8 @@ class Hooks:
 
         @functools.wraps(generate)
         def watched(*args: Any, **kwargs: Any) -> Any:
+            # Before the call is told of this prompt, which is not its own.
+            call.refuse_others()
             named = (kwargs.get(key) for key in ("inputs", "input_ids", "inputs_embeds"))
             inputs = next((x for x in (*args[:1], *named) if x is not None), None)
             config = kwargs.get("generation_config") or self._model.generation_config
@@ -409,11 +428,7 @@ class Hooks:
         call = self._call
         if call is None:
             return
-        if threading.get_ident() != call.thread:
-            raise ConcurrentSteeringError(
-                "another thread is steering this model; a call from this thread would be steered "
-                "too. Make it inside a steer block of its own, which waits for its turn"
-            )
+        call.refuse_others()
         inputs = args[0] if args else kwargs.get("input_ids")
         if inputs is None:
             inputs = kwargs["inputs_embeds"]

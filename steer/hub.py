@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from steer.bundle import Bundle
-from steer.card import check_hub_id, model_card
+from steer.card import check_hub_id, model_card, published
 from steer.errors import HubError, InputError
 from steer.profile import holds_text
 from steer.versions import __version__
@@ -79,7 +79,7 @@ def push(
     api = _api(token, endpoint)
     with TemporaryDirectory() as folder:
         path = Path(folder) / FILE
-        bundle.save(path)
+        published(bundle, base_model).save(path)
         with _told(api, repo_id, "push to", revision):
             api.create_repo(repo_id, private=private, exist_ok=True)
             if private and not api.model_info(repo_id).private:

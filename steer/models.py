@@ -264,9 +264,43 @@ def wrap_model(
     model.eval()
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        # Any token does: padding is masked.
+        other = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.pad_token = other or tokenizer.convert_ids_to_tokens(0)
     layers = find_layers(model)
     return LanguageModel(name, model, tokenizer, layers, fingerprint(model, len(layers)))
+
+
+def check_positions(language_model: LanguageModel, prompt: int, answer: int) -> None:
+    """Refuse a text that is longer than the table of positions that a model has learnt, as GPT-2's.
+
+    A model that computes its positions goes on, better or worse, beyond the length it was made for.
+
+    Args:
+        language_model: The model.
+        prompt: Tokens of the longest prompt.
+        answer: Tokens that may follow it.
+
+    Raises:
+        InputError: If it has no positions for them.
+    """
+    model = language_model.model
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is None or prompt + answer <= most:
+        return
+    tokens = model.get_input_embeddings()
+    # Some tables begin with a row or two for padding.
+    if any(
+        isinstance(module, nn.Embedding)
+        and module is not tokens
+        and most <= module.num_embeddings <= most + 2
+        for module in model.modules()
+    ):
+        raise InputError(
+            f"the model knows {most} positions: expected no more tokens than that, got {prompt} of "
+            f"a prompt and up to {answer} of its answer; shorten the prompt, or ask for fewer "
+            "tokens (max_new_tokens)"
+        )
 
 
 def execution_device(module: nn.Module) -> torch.device:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from steer.bundle import Bundle
 from steer.contrast import SAMPLING, PairSet, PairsFile
 from steer.errors import FingerprintError, InputError, LowReliabilityWarning
-from steer.generation import Decoding
+from steer.generation import Decoding, chat_key
 from steer.interference_build import make_interference
 from steer.models import LanguageModel, load_model
 from steer.portfolio_build import Built, SearchSpace, Source, make_portfolio, space_of
@@ -95,8 +95,10 @@ def build(
             workers=workers,
             progress=progress,
         )
+    # A folder in full, or elsewhere its name could be taken for an id on the hub.
+    name, local = language_model.name, Path(language_model.name)
     return Bundle(
-        model=language_model.name,
+        model=str(local.absolute()) if local.is_dir() else name,
         fingerprint=language_model.fingerprint,
         scope=recipe.scope,
         traits=built.entries,
@@ -460,7 +462,7 @@ def _work_dir(language_model: LanguageModel, recipe: Recipe, given: str | Path |
     if given is not None:
         return Path(given) / language_model.precision
     # Everything that pairs depend on, so that a changed setting finds an empty folder.
-    name = content_key([recipe.prompts, recipe.seed, versions()])[:8]
+    name = content_key([recipe.prompts, recipe.seed, versions(), chat_key(language_model)])[:8]
     builds = cache_dir() / "builds"
     return builds / f"{language_model.fingerprint.weights[:12]}-{name}" / language_model.precision
 

@@ -42,6 +42,8 @@ SLOPE = 8.0
 rewards differ by .14, as those of two entries' answers do in the middle."""
 
 _PARTICLES = 2000
+# More would be no better, and a number in a file must not exhaust the memory.
+_MOST_PARTICLES = 10**6
 # Of all particles, the effective number below which they are drawn anew.
 _SPENT = 0.5
 _SWEEPS = 20
@@ -88,7 +90,7 @@ class Posterior:
             concentration: Of the Dirichlet distribution of the weights (d,), each at least 1;
                 ones for uniform weights.
             slope: Mean of s.
-            particles: N, an even number.
+            particles: N, an even number, at most a million.
             seed: Of the particles.
 
         Raises:
@@ -99,9 +101,10 @@ class Posterior:
             raise InputError(
                 f"concentration: expected finite numbers of at least 1, got {concentration!r:.80}"
             )
-        if particles < 4 * shape.size or particles % 2:
+        if not 4 * shape.size <= particles <= _MOST_PARTICLES or particles % 2:
             raise InputError(
-                f"particles: expected an even number of at least {4 * shape.size}, got {particles}"
+                f"particles: expected an even number from {4 * shape.size} to {_MOST_PARTICLES}, "
+                f"got {particles}"
             )
         if not 0 < slope < math.inf:
             raise InputError(f"slope: expected a number above 0, got {slope}")
@@ -137,15 +140,16 @@ class Posterior:
             exponent: How much it counts: 1 for a choice, less for a weaker signal.
 
         Raises:
-            InputError: If the difference is not d finite numbers, or the exponent not above 0.
+            InputError: If the difference is not d finite numbers, or the exponent not above 0 and
+                at most 1.
         """
         row = np.asarray(difference, np.float64)
         if row.shape != (self.traits,) or not np.isfinite(row).all():
             raise InputError(
                 f"expected {self.traits} finite reward differences, got {difference!r:.80}"
             )
-        if not 0 < exponent < math.inf:
-            raise InputError(f"exponent: expected a number above 0, got {exponent}")
+        if not 0 < exponent <= 1:
+            raise InputError(f"exponent: expected a number above 0, at most 1, got {exponent}")
         new = replace(
             self,
             differences=np.append(self.differences, row[None], axis=0),
@@ -164,7 +168,12 @@ class Posterior:
         Raises:
             InputError: If there are not as many of both, or one is not usable.
         """
-        rows, counts = (np.asarray(values, np.float64) for values in (differences, exponents))
+        try:
+            rows, counts = (np.asarray(values, np.float64) for values in (differences, exponents))
+        except ValueError as error:
+            raise InputError(
+                f"expected {self.traits} reward differences in each row: {error}"
+            ) from error
         if counts.ndim != 1 or len(rows) != len(counts):
             raise InputError(f"got {len(rows)} reward differences and {counts.size} exponents")
         posterior = self

@@ -222,7 +222,7 @@ class Preference:
         path = Path(path)
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: not a readable preference: {error}") from error
 
     @classmethod

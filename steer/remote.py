@@ -15,9 +15,17 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from http.client import HTTPException
+from typing import Any
 
 from steer.chat import Chat, check_chat
 from steer.errors import InputError, ModelError
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect an error: followed, it would take the key to another host."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """No other request."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,8 @@ class RemoteModel:
             headers=headers,
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+            opener = urllib.request.build_opener(_NoRedirects)
+            with opener.open(request, timeout=self.timeout) as reply:
                 found: bytes = reply.read()
                 return found
         except urllib.error.HTTPError as error:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import yaml
@@ -81,15 +82,17 @@ class Trait:
         """
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise TraitError(
-                f"trait field 'name': expected lower-case words joined by hyphens, got {name!r}"
+                "trait field 'name': expected lower-case words joined by hyphens, got "
+                f"{_told(name)}"
             )
         if not isinstance(description, str):
             raise TraitError(
-                f"trait {name!r}, field 'description': expected text, got {description!r}"
+                f"trait {name!r}, field 'description': expected text, got {_told(description)}"
             )
         if not isinstance(pictographs, bool):
             raise TraitError(
-                f"trait {name!r}, field 'pictographs': expected true or false, got {pictographs!r}"
+                f"trait {name!r}, field 'pictographs': expected true or false, got "
+                f"{_told(pictographs)}"
             )
         ends = {"positive": _pole(name, "positive", positive)}
         ends["negative"] = _pole(name, "negative", negative)
@@ -110,6 +113,11 @@ class Trait:
         return {name: value for name, value in asdict(self).items() if name != "pictographs"}
 
 
+def _told(value: object) -> str:
+    """A value, for an error: a few aliases make one in YAML as long as somebody likes."""
+    return f"{shortened(value):.80}"
+
+
 def _pole(name: str, key: str, value: object) -> Pole:
     where = f"trait {name!r}, field '{key}"
     if isinstance(value, Pole):
@@ -121,18 +129,22 @@ def _pole(name: str, key: str, value: object) -> Pole:
     if not isinstance(value, Mapping):
         raise TraitError(
             f"{where}': expected an instruction, a list of them, or 'pole' and 'instructions', "
-            f"got {value!r}"
+            f"got {_told(value)}"
         )
     if unknown := set(value) - {"pole", "instructions"}:
         raise TraitError(f"{where}': unknown field {sorted(map(str, unknown))[0]!r}")
     pole, instructions = value.get("pole", key), value.get("instructions")
     if not isinstance(pole, str) or not pole.strip():
-        raise TraitError(f"{where}.pole': expected a word or two, got {pole!r}")
+        raise TraitError(f"{where}.pole': expected a word or two, got {_told(pole)}")
     if not isinstance(instructions, list) or not instructions:
-        raise TraitError(f"{where}.instructions': expected a non-empty list, got {instructions!r}")
+        raise TraitError(
+            f"{where}.instructions': expected a non-empty list, got {_told(instructions)}"
+        )
     for instruction in instructions:
         if not isinstance(instruction, str) or not instruction.strip():
-            raise TraitError(f"{where}.instructions': expected non-empty text, got {instruction!r}")
+            raise TraitError(
+                f"{where}.instructions': expected non-empty text, got {_told(instruction)}"
+            )
     return Pole(pole, tuple(instructions))
 
 
@@ -146,7 +158,8 @@ def read_trait(path: str | Path) -> Trait:
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    # ValueError: text that is not UTF-8, and dates and numbers that are none.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise TraitError(f"{path}: not a readable YAML file: {error}") from error
     if not isinstance(content, dict):
         raise TraitError(f"{path}: expected fields name, description, positive, negative")

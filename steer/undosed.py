@@ -14,6 +14,7 @@ import numpy as np
 from steer.contrast import PairSet
 from steer.distill import Distillation, distill
 from steer.edits import Edit, additive, two_step
+from steer.generation import chat_key
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
 from steer.recipe import Layers, Method, Methods, Reading
@@ -83,8 +84,8 @@ def undosed_edit(
         for pair in pair_set.pairs
     ]
     prompts = plain_prompts(pair_set)
-    fingerprint = language_model.fingerprint.to_dict()
-    what = [answers, prompts, list(layers), asdict(distillation), fingerprint]
+    asked = [language_model.fingerprint.to_dict(), chat_key(language_model)]
+    what = [answers, prompts, list(layers), asdict(distillation), *asked]
     path = folder / "distilled" / f"{pair_set.trait}-{content_key(what)}.safetensors"
 
     def fitted() -> ByLayer:

@@ -490,3 +490,14 @@ def test_generate_gives_texts(steerer):
     one = steerer.generate("Hi", {"warmth": 1}, method="system-prompt", max_new_tokens=8)
     many = steerer.generate(["Hi"], {"warmth": 1}, method=named("system-prompt"), max_new_tokens=8)
     assert [one] == many
+
+
+def test_the_prompt_to_which_history_is_random_is_seeded(steerer):
+    many = {"ann": [(f"What of {i}?", f"said {i}") for i in range(40)]}
+    shown = {}
+    for seed in (0, 0, 1, 2):
+        method = RetrievedHistory(many, number=4, rule="random", seed=seed)
+        chat = method.chat(steerer.bundle, Request("Hi", person="ann"))
+        items = [one["content"] for one in chat]
+        assert shown.setdefault(seed, items) == items
+    assert len({tuple(items) for items in shown.values()}) == 3

@@ -16,7 +16,7 @@ from safetensors.numpy import load as st_load
 from safetensors.numpy import save as st_save
 
 from steer import container
-from steer.bundle import SCHEMA, Bundle
+from steer.bundle import SCHEMA, Bundle, forget
 from steer.certificate import certify
 from steer.edits import ZERO, Edit, LayerEdit, additive, two_step
 from steer.errors import (
@@ -28,10 +28,12 @@ from steer.errors import (
     WeightsError,
 )
 from steer.gate import Gate
+from steer.history import HistoryItem
 from steer.interference import Interference
 from steer.models import Fingerprint
 from steer.objective import Objective
 from steer.portfolio import Candidate, Portfolio, Trial
+from steer.profile import Profile
 from steer.questions import Answered
 from steer.resources import atomic_path
 from steer.trait_entry import TraitEntry
@@ -547,6 +549,36 @@ def test_a_file_that_is_written_twice_at_once_is_whole(saved):
     assert saved.read_bytes() == b"first" and list(saved.parent.iterdir()) == [saved]
 
 
+def test_what_a_killed_write_left_of_a_person_is_forgotten_too(saved):
+    bundle = _bundle()
+    edit = bundle.traits["brevity"].edit
+    one = Profile(
+        bundle.fingerprint,
+        edit,
+        0.1,
+        False,
+        "style",
+        "imitation",
+        {},
+        None,
+        (HistoryItem("Ann lives in Basel."),),
+    )
+    bundle.with_profiles({"ann": one}).save(saved)
+    left = saved.with_name(f".{saved.name}.0123456789abcdef.tmp")
+    left.write_bytes(saved.read_bytes())
+    other = saved.with_name(f".other-{saved.name}.0123456789abcdef.tmp")
+    other.write_bytes(b"")
+    with pytest.raises(InputError, match="no profile 'ben'"):
+        forget(saved, "ben")
+    assert left.exists()
+    assert _same(forget(saved, "ann"), bundle)
+    assert not left.exists() and other.exists()
+    assert not [path for path in saved.parent.iterdir() if b"Basel" in path.read_bytes()]
+    with pytest.raises(BundleError, match="no such file"):
+        forget(saved.parent / "deep" / "none", "ann")
+    assert not (saved.parent / "deep").exists()
+
+
 def test_info_is_json(saved):
     info = json.loads(json.dumps(Bundle.load(saved).info()))
     assert info["schema"] == SCHEMA and info["model"] == "tiny/model"
@@ -805,6 +837,13 @@ def _set(*keys, value):
     return change
 
 
+def _nested(depth):
+    value = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -836,6 +875,8 @@ def _set(*keys, value):
         (_set("fingerprint", "depth", value=1), "'depth' is unknown"),
         (_set("settings", value=None), "'settings'"),
         (_set("settings", value={"a": 1 << 80}), "'settings'"),
+        (_set("settings", value=_nested(70)), "'settings'.* at most 64 deep"),
+        (_set("settings", value=_nested(600)), "at most 64 deep"),
         (_set("versions", value={"a": 1}), "'versions'"),
         (_set("tensors_sha256", value=None), "tensors do not match"),
         (_set("portfolio", value=None), "is unknown"),

@@ -469,7 +469,7 @@ def test_the_whole_script(harness, tmp_path, monkeypatch, capsys):
     assert written[".md"].decode() == text[:-1]
     assert len([line for line in text.splitlines() if line.startswith("| warmth |")]) == 3
     assert "- wikitext2, perplexity per word, at most 1.05: " in text
-    assert len(list((tmp_path / "work" / "bfloat16").iterdir())) == 5 * len(tasks.TASKS)
+    assert len(list((tmp_path / "work" / "bfloat16").glob("*.jsonl"))) == 5 * len(tasks.TASKS)
     content = json.loads(written[".json"])
     assert content["doses, nats per token"] == {"brevity": 0.1, "warmth": 0.1}
     assert content["seed"] == 0 and content["versions"]["lm_eval"]

@@ -28,6 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from steer import cli, demo
 from steer.bundle import Bundle
 from steer.certificate import certify
+from steer.cli.console import harmless
+from steer.cli.personalize import read_items
 from steer.cover import Closeness, is_cover
 from steer.edits import additive
 from steer.errors import LowReliabilityWarning, ModelError, WeightsError
@@ -40,6 +42,7 @@ from steer.portfolio import Candidate, Portfolio
 from steer.posterior import Posterior
 from steer.precompute import PortfolioRecipe
 from steer.preference import Preference
+from steer.profile import Profile
 from steer.questions import Answered
 from steer.recipe import Recipe
 from steer.trait_entry import TraitEntry
@@ -371,7 +374,74 @@ def test_who_is_forgotten_through_a_link_is_gone_from_the_file(steer, tmp_path: 
     assert link.is_symlink() and Bundle.load(people).profiles == {}
     assert b"word3" not in people.read_bytes()
     assert stat.S_IMODE(people.stat().st_mode) == 0o640
-    assert list(people.parent.iterdir()) == [people]
+    kept = {people.name, f".{people.name}.lock"}
+    assert {path.name for path in people.parent.iterdir()} == kept
+
+
+def test_what_others_write_while_a_profile_is_made_stays(
+    steer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steer.steerer import Steerer
+
+    history, people = tmp_path / "ann.txt", tmp_path / "people.safetensors"
+    history.write_text("word1 word2\nword3 word4\n", encoding="utf-8")
+    model = ("--model", str(folder / "model"))
+
+    def made(name: str, output: Path, bundle: Path) -> tuple[int, str, str]:
+        written = ("--name", name, "--output", str(output), "--bundle", str(bundle))
+        return steer("personalize", str(history), *written, *model)
+
+    source = folder / "bundle.safetensors"
+    assert made("ann", people, source)[0] == 0
+    personalize = Steerer.personalize
+
+    def slowly(then):
+        def slow(self, *arguments, **options):
+            monkeypatch.setattr(Steerer, "personalize", personalize)
+            profile = personalize(self, *arguments, **options)
+            then()
+            return profile
+
+        monkeypatch.setattr(Steerer, "personalize", slow)
+
+    def meanwhile() -> None:
+        assert steer("forget", str(people), "ann")[0] == 0
+        assert made("eve", people, people)[0] == 0
+
+    slowly(meanwhile)
+    assert made("ben", people, people)[0] == 0
+    assert set(Bundle.load(people).profiles) == {"ben", "eve"}
+
+    fresh = tmp_path / "fresh.safetensors"
+    slowly(lambda: made("eve", fresh, source))
+    code, _, err = made("ben", fresh, source)
+    assert code == 2 and "fresh.safetensors exists" in err
+    assert set(Bundle.load(fresh).profiles) == {"eve"}
+
+
+def test_a_profile_is_made_with_the_bundles_own_model(steer, folder: Path, tmp_path: Path) -> None:
+    bundle = Bundle.load(folder / "bundle.safetensors")
+    other = tmp_path / "other.safetensors"
+    fingerprint = replace(bundle.fingerprint, weights="f" * 64)
+    replace(bundle, fingerprint=fingerprint, portfolio=None).save(other)
+    history = tmp_path / "ann.txt"
+    history.write_text("word1 word2\n", encoding="utf-8")
+    made = ("personalize", str(history), "--name", "ann", "--output", str(tmp_path / "people"))
+    on = ("--model", str(folder / "model"), "--bundle", str(other))
+    fails(steer(*made, *on), 1, "differs in: weights")
+    fails(steer(*made, *on, "--force"), 2, "--force")
+
+
+@pytest.mark.parametrize("between", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_texts_are_not_broken_within(between: str, tmp_path: Path) -> None:
+    text = f"I like tea.{between}And cake."
+    lines = f"{json.dumps({'text': text}, ensure_ascii=False)}\r\n\r\n" + '"So."'
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines.encode("utf-8-sig"))
+    assert [item.text for item in read_items(path)] == [text, "So."]
+    plain = tmp_path / "a.txt"
+    plain.write_bytes(f"{text}\r\nSo.\r\n".encode("utf-8-sig"))
+    assert [item.text for item in read_items(plain)] == [text, "So."]
 
 
 def test_histories_that_are_none_are_refused(steer, folder: Path, tmp_path: Path) -> None:
@@ -385,6 +455,7 @@ def test_histories_that_are_none_are_refused(steer, folder: Path, tmp_path: Path
     fails(tried('"hi"\n{"text": 3}\n'), 1, "a.jsonl, line 2", "expected text, got 3")
     fails(tried('{"txt": "hi"}'), 1, "line 1", "an object with 'text'")
     fails(tried("{"), 1, "line 1")
+    fails(tried('"hi"\n' + "[" * 100_000), 1, "a.jsonl, line 2", "nested too deeply")
     fails(tried('"hello there"', name="a/b"), 2, "without '/'")
     path.unlink()
     missing = ("personalize", str(path), "--name", "ann", "--output", people)
@@ -536,6 +607,34 @@ def test_inspect_prints_json(steer, folder: Path) -> None:
     code, out, err = steer("inspect", str(path), "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == Bundle.load(path).info()
+
+
+HOSTILE = "\x1b]0;gone\x07\x1b[2J\x1b[31m\x9b\u202ered\u2066"
+
+
+def test_text_of_a_bundle_cannot_command_a_terminal(steer, folder: Path, tmp_path: Path) -> None:
+    assert harmless(HOSTILE + "\n\tä") == "\ufffd]0;gone\ufffd\ufffd[2J\ufffd[31m" + (
+        "\ufffd\ufffdred\ufffd\n\tä"
+    )
+    bundle = Bundle.load(folder / "bundle.safetensors")
+    told = {"gain on develop prompts": 1.0, "measure": HOSTILE, "layer rule": HOSTILE}
+    traits = {name: replace(one, statistics=told) for name, one in bundle.traits.items()}
+    hostile = replace(bundle, model=HOSTILE, versions={HOSTILE: HOSTILE}, traits=traits)
+    path = tmp_path / "hostile.safetensors"
+    hostile.save(path)
+
+    def check(written: str) -> None:
+        assert "red" in written and not set("\x07\x1b\x9b\u202e\u2066") & set(written)
+
+    code, out, _ = steer("inspect", str(path))
+    assert code == 0
+    check(out)
+    code, out, _ = steer("push", str(path), "ann/manners", "--show-card")
+    assert code == 0
+    check(out)
+    code, _, err = steer("inspect", f"no{HOSTILE}")
+    assert code == 1
+    check(err)
 
 
 def test_inspect_shows_traits_and_heat_maps(steer, folder: Path) -> None:
@@ -750,6 +849,44 @@ def test_build_has_a_default_output_for_the_whole_packaged_model(
     fails(steer("build", "--ray-address", "auto"), 2, "add --workers")
     fails(steer("build", "--trait", "no.yaml", "-o", str(tmp_path / "b")), 2, "no.yaml")
     assert len(builds) == 1
+
+
+def peopled(folder: Path, path: Path, *names: str) -> None:
+    """A bundle's file with profiles in it."""
+    bundle = Bundle.load(folder / "bundle.safetensors")
+    edit = additive({2: np.ones(WIDTH, np.float32)})
+    one = Profile(bundle.fingerprint, edit, 0.1, False, "style", "imitation", {}, None, ())
+    bundle.with_profiles(dict.fromkeys(names, one)).save(path)
+
+
+def test_build_writes_over_no_profiles(steer, builds, folder: Path, tmp_path: Path) -> None:
+    people = tmp_path / "people.safetensors"
+    peopled(folder, people, "ann")
+    kept = people.read_bytes()
+    fails(steer("build", "-o", str(people)), 2, "holds 1 profiles, which would be lost")
+    assert people.read_bytes() == kept and not builds
+    people.write_bytes(kept[:-1])
+    assert steer("build", "-o", str(people))[0] == 0
+
+
+def test_build_of_a_bundles_edits_has_its_people_as_they_are_by_then(
+    steer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people, other = tmp_path / "people.safetensors", tmp_path / "other.safetensors"
+    then: list[tuple[str, ...]] = []
+
+    def build_portfolio(bundle, *arguments, **options):
+        peopled(folder, people, *then.pop())
+        return replace(bundle, settings={"made": "anew"})
+
+    monkeypatch.setattr("steer.pipeline.build_portfolio", build_portfolio)
+    anew = ("build", "--edits-of", str(people), "--traits", "brevity,zest", "--size", "3")
+    for output in (people, other):
+        peopled(folder, people, "ann", "ben")
+        then.append(("ben", "eve"))
+        assert steer(*anew, "-o", str(output))[0] == 0
+        made = Bundle.load(output)
+        assert set(made.profiles) == {"ben", "eve"} and made.settings == {"made": "anew"}
 
 
 def test_build_in_a_precision(steer, builds, tmp_path: Path, monkeypatch) -> None:
@@ -1058,6 +1195,10 @@ def test_onboard_goes_on(steer, asked: Path, tmp_path: Path) -> None:
     fails(steer("onboard", *bundle, "--wish", "The train was late."), 2, "brevity, warmth")
     Preference({"zest": "zesty"}, Posterior.prior([1.0])).save(me)
     fails(steer("onboard", *bundle, "--from", str(me)), 2, "zest")
+
+
+def test_onboard_asks_nothing_that_cannot_be_kept(steer, asked: Path, tmp_path: Path) -> None:
+    fails(steer("onboard", "--bundle", str(asked), "-o", str(tmp_path)), 2, "is a folder")
 
 
 def test_onboard_needs_answers(steer, folder: Path, routed: Path) -> None:

@@ -137,6 +137,20 @@ def test_a_file_cut_anywhere_is_completed_to_the_same_bytes(
     assert part.read_bytes() == content
 
 
+def test_rows_that_two_builds_mixed_are_made_again(tmp_path: Path, small_batches: None) -> None:
+    model: LanguageModel = tiny("llama")
+    path = tmp_path / "calm.jsonl"
+    generate_pairs(model, TRAIT, PROMPTS, path, sampling=SAMPLING)
+    content = path.read_bytes()
+    header, *rows = content.splitlines(keepends=True)
+    # The second batch of four prompts twice, and so one batch too few of the others.
+    path.write_bytes(b"".join([header, *rows[:16], *rows[8:16], *rows[24:]]))
+    with pytest.raises(DataError, match="not a finished file"):
+        read_pairs(path)
+    generate_pairs(model, TRAIT, PROMPTS, path, sampling=SAMPLING)
+    assert path.read_bytes() == content
+
+
 def test_a_finished_file_is_read_without_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +178,12 @@ def test_other_settings_are_refused_and_the_file_is_left_alone(tmp_path: Path) -
         generate_pairs(tiny("llama"), TRAIT, PROMPTS[:2], path, seed=2, sampling=SAMPLING)
     with pytest.raises(DataError, match="fingerprint"):
         generate_pairs(tiny("gpt2"), TRAIT, PROMPTS[:2], path, seed=1, sampling=SAMPLING)
+    other = tiny("llama")
+    other.tokenizer.chat_template = other.tokenizer.chat_template.replace("[assistant]", "[bot]")
+    with pytest.raises(DataError, match=r"\(chat differ\)"):
+        generate_pairs(other, TRAIT, PROMPTS[:2], path, seed=1, sampling=SAMPLING)
+    spelled = replace(tiny("llama"), name="./llama")
+    generate_pairs(spelled, TRAIT, PROMPTS[:2], path, seed=1, sampling=SAMPLING)
     assert path.read_bytes() == content
 
 

@@ -24,6 +24,7 @@ from steer.cover import (
     is_cover,
     levels,
     minimal_cover,
+    random_weights,
     size_formula,
     uniform_weights,
 )
@@ -367,3 +368,11 @@ def test_the_tolerance_is_what_it_says() -> None:
 def test_bad_arguments(call: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_random_weights_hang_on_their_seed() -> None:
+    first, same, other = (random_weights(3, 400, seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, same) and not np.isclose(first, other).any(1).all()
+    assert (first >= 0).all() and first.sum(1) == pytest.approx(1)
+    # Of an even distribution on the simplex each weight is Beta(1, 2).
+    np.testing.assert_allclose((first < 0.5).mean(0), 0.75, atol=0.08)

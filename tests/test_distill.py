@@ -176,3 +176,26 @@ def test_what_does_not_fit_is_refused() -> None:
         distill(model, pairs(model), PROMPTS, [4])
     with pytest.raises(InputError, match="divergence: expected a positive"):
         Distillation(divergence=0)
+
+
+def test_answers_are_read_up_to_a_length() -> None:
+    model = tiny()
+    whole = pairs(model)
+    cut = tuple(
+        replace(pair, positive=replace(pair.positive, tokens=pair.positive.tokens[:4]))
+        for pair in whole.pairs
+    )
+    settings = Distillation(epochs=2)
+    short = distill(model, whole, PROMPTS, [1], replace(settings, tokens=4))
+    expected = distill(model, PairSet("polite", cut, {}), PROMPTS, [1], settings)
+    assert np.array_equal(short.layers[1].e, expected.layers[1].e)
+    every = distill(model, whole, PROMPTS, [1], settings)
+    assert not np.allclose(short.layers[1].e, every.layers[1].e, atol=1e-3)
+
+
+def test_the_rate_falls_evenly_to_zero() -> None:
+    """In steps so small that the slope stays, each step of Adam is the rate in every number."""
+    model, rate = tiny(), 1e-5
+    settings = Distillation(epochs=4, rows=4, learning_rate=rate)
+    steps = np.abs(distill(model, pairs(model), PROMPTS, [1], settings).layers[1].e)
+    assert np.median(steps) == pytest.approx(rate * (1 + 3 / 4 + 2 / 4 + 1 / 4), rel=0.02)

@@ -25,11 +25,12 @@ from steer.dose import (
 )
 from steer.edits import ZERO, Edit, additive
 from steer.errors import CalibrationError, InputError
-from steer.generation import Decoding, generate_batch
+from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import attach
 from steer.recipe import Recipe
 from steer.soundness import LESS_RELEVANT
 from tests.models import LAYERS, WIDTH, tiny
+from tests.test_likelihood import plain_kl
 
 PROMPTS = ["How are you?", "Tell me about rain.", "Why?"]
 
@@ -268,3 +269,95 @@ def test_a_finished_search_finds_the_same_again(
     found = confirmed(monkeypatch, gains, loops, kept)
     assert found.chosen.kl == pytest.approx(0.2, rel=0.03)
     assert confirmed(monkeypatch, gains, loops, kept) == found
+
+
+def test_a_dose_of_all_positions_is_measured_at_all_positions() -> None:
+    model, edit = tiny("llama"), some_edit()
+    texts = [render(model.tokenizer, prompt) for prompt in PROMPTS]
+    written = generate_batch(model, texts, Decoding(max_new_tokens=48))
+    sequences = [
+        (prompt_tokens(model, text), one.tokens) for text, one in zip(texts, written, strict=True)
+    ]
+    found = calibrate(model, edit, PROMPTS, kl=0.2, scope="all")
+    # By naive hooks, one unpadded row at a time.
+    expected = plain_kl(model, sequences, found.factor * edit, "all")
+    assert found.kl == pytest.approx(expected, rel=1e-3)
+    assert found.kl != pytest.approx(plain_kl(model, sequences, found.factor * edit), rel=0.05)
+
+
+def test_doses_of_all_positions_are_tried_at_all_positions(judged: list[float]) -> None:
+    model, decoding = tiny("llama"), Decoding(max_new_tokens=12)
+    found = search_dose(
+        model,
+        some_edit(),
+        PROMPTS,
+        lambda prompts, answers: float(sum(map(ord, "".join(answers)))),
+        meter=reference_meter(model, PROMPTS, scope="all"),
+        kls=(0.1, 0.2),
+        decoding=decoding,
+        scope="all",
+    )
+    texts = [render(model.tokenizer, prompt) for prompt in PROMPTS]
+    said = []
+    for trial in found.trials:
+        sums = []
+        for factor in (trial.factor, 0.0):
+            with attach(model).steer(factor * some_edit(), scope="all"):
+                answers = generate_batch(model, texts, decoding)
+            sums.append(float(sum(map(ord, "".join(one.text for one in answers)))))
+        said.append(sums[0] - sums[1])
+    assert [trial.gain for trial in found.trials] == pytest.approx(said)
+
+
+def test_a_leading_dose_that_leaves_the_subject_on_further_prompts_is_out(
+    judged: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[float, DoseTrial] = {}
+    trial = dose._trial
+
+    def judge(factor: float, kl: float, prompts: Sequence[str], *rest: Any) -> DoseTrial:
+        strays = kl > 0.15 and list(prompts) == MORE
+        return replace(trial(factor, kl, prompts, *rest), gain=kl, relevant=0.0 if strays else 1.0)
+
+    monkeypatch.setattr(dose, "_trial", judge)
+    model = tiny("llama")
+    found = search_dose(
+        model,
+        some_edit(),
+        PROMPTS,
+        short,
+        meter=reference_meter(model, PROMPTS),
+        kls=(0.1, 0.2),
+        decoding=Decoding(max_new_tokens=6),
+        confirm=MORE,
+        tried=kept,
+    )
+    # Two of the five answers are of something else.
+    assert kept[0.2].relevant == pytest.approx(3 / 5)
+    assert found.chosen.kl == pytest.approx(0.1, rel=0.03) and found.chosen.relevant == 1
+
+
+def test_the_gain_of_a_confirmed_dose_is_over_all_prompts(judged: list[float]) -> None:
+    model, decoding = tiny("llama"), Decoding(max_new_tokens=12)
+
+    def letters(prompts: Sequence[str], answers: Sequence[str]) -> float:
+        return float(np.mean([sum(map(ord, text)) for text in answers]))
+
+    texts = [render(model.tokenizer, prompt) for prompt in (*PROMPTS, *MORE)]
+    before = [one.text for one in generate_batch(model, texts, decoding)]
+    for unsteered in (None, before):
+        found = search_dose(
+            model,
+            some_edit(),
+            PROMPTS,
+            letters,
+            meter=reference_meter(model, PROMPTS),
+            kls=(0.1,),
+            decoding=decoding,
+            confirm=MORE,
+            unsteered=unsteered,
+        ).chosen
+        with attach(model).steer(found.factor * some_edit()):
+            after = [one.text for one in generate_batch(model, texts, decoding)]
+        assert found.prompts == 5
+        assert found.gain == pytest.approx(letters(texts, after) - letters(texts, before))

@@ -146,6 +146,14 @@ def test_other_settings_are_refused(model: LanguageModel, tmp_path: Path, change
         an_evaluator(model, tmp_path, **changes)
 
 
+def test_another_chat_is_another_setting(tmp_path: Path) -> None:
+    asked = tiny("llama")
+    an_evaluator(asked, tmp_path)
+    asked.tokenizer.chat_template += " "
+    with pytest.raises(DataError, match=r"\(chat differ\)"):
+        an_evaluator(asked, tmp_path)
+
+
 @pytest.mark.parametrize("line", ["[]", "{}", '{"family": "deep"}', "nonsense"])
 def test_a_damaged_file_is_refused(model: LanguageModel, tmp_path: Path, line: str) -> None:
     an_evaluator(model, tmp_path).evaluate(CANDIDATES[:1])

@@ -9,7 +9,7 @@ import torch
 from steer.chat import render
 from steer.edits import ZERO, additive, two_step
 from steer.errors import InputError
-from steer.gate import _RIDGE, Gate, behind, fit_gate
+from steer.gate import _RIDGE, Gate, _solved, behind, fit_gate
 from steer.generation import prompt_tokens
 from steer.models import LanguageModel
 from tests.models import WIDTH, tiny
@@ -106,3 +106,14 @@ def test_an_answer_of_one_token_tells_nothing() -> None:
         fit_gate(model, [([], (7, 8))], [1])
     with pytest.raises(InputError, match="layers in"):
         fit_gate(model, answers(model), [99])
+
+
+def test_a_dimension_that_is_always_zero_gets_no_weight() -> None:
+    x = np.random.default_rng(0).standard_normal((40, 6))
+    x[:, 2] = 0
+    y = np.sign(x[:, 0])
+    found = _solved(x.T @ x, x.T @ y)
+    assert np.isfinite(found).all() and found[2] == 0
+    others = [0, 1, 3, 4, 5]
+    alone = _solved(x[:, others].T @ x[:, others], x[:, others].T @ y)
+    np.testing.assert_allclose(found[others], alone, atol=1e-6)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from steer import generation
 from steer.edits import Edit, additive
 from steer.errors import InputError
-from steer.generation import Decoding, encode, generate_batch, turn_end
+from steer.generation import (
+    Decoding,
+    chat_key,
+    encode,
+    generate_batch,
+    prompt_tokens,
+    turn_end,
+)
 from steer.hooks import attach
+from steer.likelihood import mean_log_likelihood
 from steer.models import LanguageModel
+from steer.repetition import NoRepeatedNGrams, RepetitionPenalty
 from tests.models import EOS, FAMILIES, LAYERS, WIDTH, tiny
 
 TEXTS = ["Hi", "How are you?", "Tell me about rain.", "Why?", "One two three", "No", "Go", "Ah"]
@@ -254,6 +265,38 @@ MARKED = (
 )
 
 
+def test_a_chat_has_a_key() -> None:
+    keys = [chat_key(tiny("llama")), chat_key(tiny("gpt2"))]
+    assert keys[0] == keys[1]
+    other = tiny("llama")
+    other.tokenizer.chat_template = other.tokenizer.chat_template.replace("user", "person") + " "
+    keys.append(chat_key(other))
+    other.tokenizer.chat_template = None
+    keys.append(chat_key(other))
+    other = tiny("llama")
+    written = json.loads(other.tokenizer.backend_tokenizer.to_str())
+    vocabulary = written["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    other.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))
+    keys.append(chat_key(other))
+    assert len(set(keys)) == 4
+
+
+def test_what_a_model_has_no_positions_for_is_refused() -> None:
+    text, longest, longer = "a" * 100, Decoding(max_new_tokens=12), Decoding(max_new_tokens=13)
+    model = tiny("gpt2", n_positions=112)
+    prompt = prompt_tokens(model, text)
+    assert len(generate_batch(model, [text], longest)[0].tokens) == 12
+    mean_log_likelihood(model, [(prompt, [5] * 12)])
+    with pytest.raises(InputError, match="knows 112 positions.* got 100 .* up to 13 "):
+        generate_batch(model, ["Hi", text], longer)
+    with pytest.raises(InputError, match="knows 112 positions"):
+        mean_log_likelihood(model, [(prompt, [5] * 13)])
+    # It computes its positions.
+    computes = tiny("llama", max_position_embeddings=112)
+    assert generate_batch(computes, [text], longer)[0].tokens
+
+
 def test_a_turn_ends_as_the_template_ends_it() -> None:
     """Which is not always by the end of text that the tokenizer names."""
     model = tiny("llama")
@@ -271,3 +314,30 @@ def test_a_turn_ends_as_the_template_ends_it() -> None:
     assert turn_end(model) == min(EOS, semicolon, bar)
     model.model.generation_config.eos_token_id = None
     assert turn_end(model) is None
+
+
+def test_processors_come_after_what_is_ruled_out_and_before_the_penalty() -> None:
+    own = object()
+    found = Decoding().options(3, [own])["logits_processor"]  # type: ignore[list-item]
+    assert [type(one) for one in found] == [NoRepeatedNGrams, object, RepetitionPenalty]
+    assert found[1] is own
+
+
+@pytest.mark.parametrize("segment", [3, 100])
+def test_a_models_own_penalties_are_not_added(
+    segment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "_SEGMENT", segment)
+    language_model = ending("llama")
+    for decoding in (
+        Decoding(max_new_tokens=19),
+        Decoding(max_new_tokens=19, repetition_penalty=1),
+    ):
+        expected = generate_batch(language_model, TEXTS, decoding)
+        language_model.model.generation_config.update(
+            repetition_penalty=4.0, no_repeat_ngram_size=1
+        )
+        assert generate_batch(language_model, TEXTS, decoding) == expected
+        language_model.model.generation_config.update(
+            repetition_penalty=None, no_repeat_ngram_size=None
+        )

@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, StaticCache, StoppingCriteria
 
 from steer.edits import ZERO, Edit, LayerEdit, additive, two_step
 from steer.errors import (
@@ -734,6 +734,50 @@ def test_a_bare_call_of_another_thread_is_refused(llama, greedy):
     assert len(errors) == 1
 
 
+class Meanwhile(StoppingCriteria):
+    """Lets another thread do something after each token of a generation."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def __call__(self, ids, scores, **options):
+        thread = threading.Thread(target=self.work)
+        thread.start()
+        thread.join()
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+
+def test_a_bare_generation_of_another_thread_changes_nothing_of_this_ones(llama, greedy):
+    refused = []
+
+    def bare():
+        with pytest.raises(ConcurrentSteeringError, match="another thread"):
+            generate(llama, make_prompts([30]))
+        refused.append(True)
+
+    found = generate(llama, PROMPTS, ROWS, stopping_criteria=[Meanwhile(bare)])
+    assert len(refused) == NEW
+    check_against(greedy, *found)
+
+
+def test_rows_of_another_thread_do_not_dwindle_this_ones(llama, greedy):
+    inside, over = threading.Event(), threading.Event()
+
+    def stay():
+        with attach(llama).dwindling(len(PROMPTS)) as keep:
+            keep(torch.tensor([1]))
+            inside.set()
+            assert over.wait(10)
+
+    with attach(llama).steer(ROWS):
+        thread = threading.Thread(target=stay)
+        thread.start()
+        assert inside.wait(10)
+        check_against(greedy, *generate(llama, PROMPTS))
+        over.set()
+        thread.join()
+
+
 def test_threads_take_turns(llama, greedy):
     expected = {"rows": greedy, "one": [oracle_greedy(llama, PROMPTS[1], ADDITIVE_2)]}
     failures, done = [], Counter()
@@ -1062,3 +1106,23 @@ def test_one_layer_by_hand(llama):
         steered = llama.model(torch.tensor([PROMPTS[0]])).logits[0]
         final = llama.model.lm_head(llama.model.model.norm(torch.from_numpy(e)[None]))
     torch.testing.assert_close(steered, final.expand_as(steered), atol=ATOL, rtol=0)
+
+
+def test_a_compiled_half_precision_model_is_plain_after_a_large_projection(dynamo):
+    """What a graph still reads after the block must not overflow: infinity times 0 is not 0."""
+    language_model = wrap_model(tiny_model("llama").half(), tiny_tokenizer())
+    reference = tiny_model("llama").half()
+    hooks = attach(language_model)
+    model = compiled_layers(language_model.model, "eager")
+    read = np.full((WIDTH, 1), 6e4, np.float32)
+    write = np.full((WIDTH, 1), 1e-7, np.float32)
+    nothing = np.zeros(WIDTH, np.float32)
+    large = LayerEdit(nothing, read, write, np.ones(1, np.float32), np.ones(1, bool))
+    ids = torch.tensor([PROMPTS[1]])
+    with torch.no_grad():
+        with hooks.steer(Edit({1: large}), scope="all"):
+            model(ids, use_cache=False)
+        found = model(ids, use_cache=False).logits
+        expected = reference(ids, use_cache=False).logits
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)

@@ -310,6 +310,22 @@ def test_a_folder_is_no_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         model_card(_bundle(), REPO, base_model="/a/b")
 
 
+def test_a_folders_path_is_not_published(hub: FakeHub, tmp_path: Path) -> None:
+    told = {None: "model", "org/model": "org/model"}
+    for base_model, expected in told.items():
+        for model in (str(tmp_path / "secret" / "model"), "./secret/model"):
+            push(replace(_bundle(), model=model), REPO, base_model=base_model, token=TOKEN)
+            pulled = pull(REPO, token=TOKEN)
+            assert pulled.model == expected
+            assert (
+                b"secret" not in data(pulled, tmp_path)
+                and b"secret" not in hub.files(REPO)["README.md"]
+            )
+    for model in (NAME, "org/model"):
+        push(replace(_bundle(), model=model), REPO, token=TOKEN)
+        assert pull(REPO, token=TOKEN).model == model
+
+
 def test_words_of_others_stay_in_their_cells() -> None:
     names = {"a|b": "x|\n| y", "c": "<b>"}
     edit = _bundle().traits["brevity"].edit

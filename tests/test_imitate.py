@@ -307,3 +307,15 @@ def test_the_loss_with_disliked_texts_is_the_formula() -> None:
     ]
     assert each[0] < min(each[1], mean_each(at).mean())
     assert mean_loss(model, liked, with_them) < mean_loss(model, liked, ZERO)
+
+
+def test_no_disliked_batch_is_left_out() -> None:
+    """With fewer steps than batches asked for, each of the disliked texts still counts."""
+    model = tiny("llama")
+    liked, disliked = pairs(model)[:1], pairs(model)[1:4]
+    settings = Imitation(steps=1, rows=1)
+    whole = vectors_of(imitate(model, liked, LAYERS, settings, disliked=disliked))
+    for i, (prompt, text) in enumerate(disliked):
+        changed = [*disliked[:i], (prompt, text[::-1] + [9]), *disliked[i + 1 :]]
+        other = vectors_of(imitate(model, liked, LAYERS, settings, disliked=changed))
+        assert not np.allclose(other, whole, atol=1e-3), f"text {i} counts for nothing"

@@ -259,3 +259,16 @@ def test_edits_and_rewards_are_one_a_trait() -> None:
     edits.families = {OWN: (), "other": ()}
     with pytest.raises(InputError, match="one own edit"):
         measure_interference(edits, TRAITS, TRAITS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("gain", "known"), [(0.03, False), (0.1, True)])
+def test_a_trait_is_known_where_its_gain_is_two_standard_errors(gain: float, known: bool) -> None:
+    """Nine prompts whose gains are spread by linspace(-0.1, 0.1): a standard error of 0.023."""
+    edits = Quadratic()
+    edits.gains, edits.terms = np.full((3, 1), 0.2), np.zeros((3, 3, 1))
+    edits.gains[1] = gain
+    edits.rewards, edits.unsteered = edits.rewards[:1], edits.unsteered[1:2]
+    error = np.linspace(-0.1, 0.1, 9).std(ddof=1) / 3
+    assert (gain > 2 * error) == known and gain < 2 * 3 * error
+    found = measure_interference(edits, TRAITS, ("b",))  # type: ignore[arg-type]
+    assert found.known.tolist() == [False, known, False]

@@ -49,6 +49,25 @@ def test_only_the_first_rows_are_kept(tmp_path: Path) -> None:
     assert Journal(path, HEADER).rows == ROWS[:1]
 
 
+def test_rows_of_two_that_write_are_not_mixed(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "work.jsonl", HEADER)
+    second = Journal(first.path, HEADER)
+    first.append(ROWS[:1])
+    for late in (lambda: second.append(ROWS[1:2]), lambda: second.keep(0)):
+        with pytest.raises(DataError, match="by another process; wait"):
+            late()
+    first.append(ROWS[1:])
+    assert Journal(first.path, HEADER).rows == ROWS
+
+
+def test_what_is_whole_is_not_written_again(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    before = path.stat()
+    Journal(path, {"layers": (1, 2)}).keep(3)
+    after = path.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
 def test_other_settings_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     path = written(tmp_path)
     before = path.read_bytes()

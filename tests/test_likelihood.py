@@ -247,3 +247,14 @@ def test_log_ratio_of_a_model_without_a_chat_template():
     assert log_ratio(model, TRAIT, ["Hi"], ["no"])[0] == pytest.approx(
         means[0] - means[1], abs=1e-4
     )
+
+
+def test_divergence_of_each_answer_under_an_edit_of_all_positions(llama):
+    edits = [EDIT, ZERO, 0.5 * EDIT]
+    result = divergence(llama, edits, SEQUENCES[:3], scope="all")
+    expected = [
+        plain_kl(llama, [sequence], edit, "all")
+        for sequence, edit in zip(SEQUENCES[:3], edits, strict=True)
+    ]
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5)
+    assert abs(expected[0] - plain_kl(llama, SEQUENCES[:1], EDIT)) > 1e-2

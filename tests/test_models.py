@@ -20,8 +20,19 @@ from steer.errors import (
     UnsupportedModelError,
     UntestedModelWarning,
 )
+from steer.generation import Decoding, generate_batch
 from steer.models import find_layers, fingerprint, load_model, wrap_model
-from tests.models import FAMILIES, LAYERS, PAD, VOCABULARY, WIDTH, tiny, tiny_model, tiny_tokenizer
+from tests.models import (
+    FAMILIES,
+    LAYERS,
+    PAD,
+    UNK,
+    VOCABULARY,
+    WIDTH,
+    tiny,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 
 def print_of(model):
@@ -189,6 +200,21 @@ def test_wrapping_prepares_for_generation():
     assert language_model.device == torch.device("cpu")
     kept = wrap_model(tiny_model("llama"), tiny_tokenizer()).tokenizer
     assert kept.pad_token_id == PAD
+
+
+@pytest.mark.parametrize("unknown", ["<unk>", None])
+def test_a_tokenizer_without_an_end_pads_with_another_token(unknown):
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    tokenizer.eos_token = None
+    texts, decoding = ["Hi", "How are you?"], Decoding(max_new_tokens=6)
+    expected = generate_batch(wrap_model(model, tokenizer), texts, decoding)
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.unk_token = unknown
+    language_model = wrap_model(model, tokenizer)
+    assert tokenizer.pad_token_id == (UNK if unknown else 0)
+    answers = generate_batch(language_model, texts, decoding)
+    assert [one.tokens for one in answers] == [one.tokens for one in expected]
 
 
 @pytest.fixture(scope="module")

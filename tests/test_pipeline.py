@@ -20,6 +20,7 @@ from steer.edits import Edit, compose
 from steer.errors import CalibrationError, DataError, FingerprintError, InputError
 from steer.generation import Decoding
 from steer.likelihood import log_ratio
+from steer.models import LanguageModel
 from steer.pipeline import build, build_interference, build_portfolio
 from steer.precompute import PortfolioRecipe
 from steer.prompts import Prompt, load_prompts
@@ -28,7 +29,7 @@ from steer.rewards import readability_reward
 from steer.search import Effort
 from steer.trait_edit import Context, _dose, _mean_log_ratio, _read
 from steer.traits import Pole, Trait, load_traits
-from steer.undosed import plain_prompts
+from steer.undosed import plain_prompts, undosed_edit
 from steer.versions import versions
 from tests.models import tiny, with_pictographs
 from tests.test_generation import an_edit
@@ -303,6 +304,40 @@ def test_doses_tried_on_other_prompts_are_not_taken_for_them(
     assert [list(one) for one in known] == [[], [0.1], []]
 
 
+def test_what_was_asked_in_another_chat_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other = tiny("llama"), tiny("llama")
+    other.tokenizer.chat_template = other.tokenizer.chat_template.replace("[assistant]", "[bot]")
+    trait = load_traits()["brevity"]
+    pair_set = made_pairs("brevity", list(load_prompts("extract")[:10]))
+    subspace = trait_edit.fit(model, pair_set, QUICK, tmp_path)
+
+    def search(*args: Any, tried: Any, on_trial: Any, **options: Any) -> DoseSearch:
+        tried[0.1] = trial = DoseTrial(0.7, 0.1, 1.0, 0.0, 1.0, 8)
+        on_trial()
+        return DoseSearch(trial, trial, (trial,))
+
+    monkeypatch.setattr(trait_edit, "search_dose", search)
+    context = Context(("Why?",), ("How?",), ("So.", "Thus."), None)
+
+    def work(asked: LanguageModel) -> None:
+        trait_edit.prepare(asked, replace(QUICK, gated=False), tmp_path)
+        _dose(asked, trait, an_edit(0), QUICK, tmp_path, context, None)
+        _mean_log_ratio(asked, trait, ["Why?"], ["So it is."], tmp_path)
+        undosed_edit(asked, pair_set, subspace, [1], "distilled", tmp_path)
+
+    def kept() -> list[int]:
+        patterns = ("unsteered-*", "doses/*", "log-ratios/*", "distilled/*")
+        return [len(list(tmp_path.glob(pattern))) for pattern in patterns]
+
+    for asked, number in ((model, 1), (tiny("llama"), 1), (other, 2)):
+        work(asked)
+        assert kept() == [number] * 4
+    folders = {pipeline._work_dir(one, QUICK, None) for one in (model, tiny("llama"), other)}
+    assert len(folders) == 2
+
+
 def test_a_portfolio_is_of_traits_that_are_built() -> None:
     wanted = PortfolioRecipe(("simplicity", "warmth"), size=2)
     with pytest.raises(InputError, match="warmth"):
@@ -321,6 +356,17 @@ def a_bundle(folder: Path, portfolio: PortfolioRecipe | None, **changes: Any) ->
     )
     bundle.save(folder / "b")
     return Bundle.load(folder / "b")
+
+
+def test_a_folder_is_named_in_full(
+    sampled: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "model").mkdir(parents=True)
+    recipe = replace(TWO_FAMILIES, gated=False, interference_prompts=0)
+    for name, expected in (("my/model", str(tmp_path / "my" / "model")), ("hub/model",) * 2):
+        model = replace(tiny("llama"), name=name)
+        assert build(model, ["brevity"], recipe=recipe, work_dir=tmp_path).model == expected
 
 
 def as_bytes(bundle: Bundle, folder: Path) -> bytes:
@@ -369,9 +415,9 @@ def test_interference_on_its_own_is_that_of_a_build(sampled: list[Any], tmp_path
     same = replace(after, settings=expected.settings)
     assert as_bytes(same, tmp_path) == as_bytes(expected, tmp_path)
     measured = folder / "float32" / "interference"
-    assert len(list(measured.iterdir())) == 1
+    assert len(list(measured.glob("*.jsonl"))) == 1
     build_interference(expected, 8, tiny("llama"), work_dir=folder)
-    assert len(list(measured.iterdir())) == 2  # at other prompts
+    assert len(list(measured.glob("*.jsonl"))) == 2  # at other prompts
     one = replace(before, traits={"brevity": before.traits["brevity"]})
     for bundle, prompts, message in (
         (one, 4, "got 1 and 4"),

@@ -130,7 +130,8 @@ def test_the_same_seed_is_the_same() -> None:
         ([1, np.nan], {}, "finite"),
         ([[1, 1]], {}, "concentration"),
         ([1, 1], {"particles": 7}, "even"),
-        ([1, 1], {"particles": 4}, "at least 8"),
+        ([1, 1], {"particles": 4}, "from 8"),
+        ([1, 1], {"particles": 10**13}, "to 1000000"),
         ([1, 1], {"slope": 0.0}, "slope"),
         ([1, 1], {"slope": np.inf}, "slope"),
     ],
@@ -145,7 +146,7 @@ def test_answers_that_are_refused() -> None:
     for difference in ([1.0], [1.0, np.inf], [[1.0, 2.0]]):
         with pytest.raises(InputError, match="2 finite"):
             prior.updated(difference)
-    for exponent in (0.0, -1.0, np.inf):
+    for exponent in (0.0, -1.0, 1.5, np.inf, np.nan):
         with pytest.raises(InputError, match="exponent"):
             prior.updated(TWO[0], exponent=exponent)
     with pytest.raises(InputError, match="4 reward differences and 3"):
@@ -156,3 +157,22 @@ def test_answers_that_are_refused() -> None:
     for level in (0.0, 1.0):
         with pytest.raises(InputError, match="level"):
             prior.interval(level)
+
+
+@pytest.mark.parametrize("exponent", [0.1, 0.4])
+def test_the_maximum_is_the_grids_where_answers_count_less(exponent: float) -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(40, 2))
+    said = np.where((rows @ (3.0, 1.0) > rng.logistic(size=40))[:, None], rows, -rows)
+    exponents = np.where(np.arange(40) % 2, 1.0, exponent)
+    posterior = Posterior.prior((2.0, 4.0)).after(said, exponents)
+    points, chance = on_a_grid(said, exponents, (2.0, 4.0))
+    best = points[chance.argmax()]
+    np.testing.assert_allclose(posterior.most_probable(), best / best.sum(), atol=0.02)
+
+
+def test_what_does_not_fade_is_the_same() -> None:
+    posterior = Posterior.prior((1.0, 2.0), slope=3.0, particles=400, seed=5).after(TWO, np.ones(4))
+    again = posterior.faded(1.0)
+    np.testing.assert_array_equal(again.beta, posterior.beta)
+    np.testing.assert_array_equal(again.shares, posterior.shares)

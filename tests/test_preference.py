@@ -146,9 +146,15 @@ def change(key: str, value: object):
         (change("poles", {"a": "b"}), "1 traits for weights of 4"),
         (change("differences", 1), "lists"),
         (change("differences", [[1.0]]), "1 reward differences and 0|finite"),
+        (change("differences", [[1.0] * 4, [1.0]]), "4 reward differences in each"),
         (change("exponents", [1.0]), "0 reward differences and 1"),
+        (
+            lambda content: {**content, "differences": [[1.0] * 4], "exponents": [1e308]},
+            "at most 1",
+        ),
         (change("concentration", ["x"]), "concentration"),
         (change("slope", -1), "slope"),
+        (change("particles", 10**13), "to 1000000, got 10000000000000"),
         (change("more", 1), "more"),
         (lambda content: {k: v for k, v in content.items() if k != "seed"}, "seed"),
     ],
@@ -159,9 +165,10 @@ def test_files_that_are_refused(tmp_path: Path, wrong, match: str) -> None:
     path.write_text(json.dumps(wrong(json.loads(path.read_text()))))
     with pytest.raises(DataError, match=match):
         Preference.load(path)
-    path.write_text("{")
-    with pytest.raises(DataError, match="me.json"):
-        Preference.load(path)
+    for damaged in ("{", "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(DataError, match="me.json"):
+            Preference.load(path)
     with pytest.raises(DataError, match="nowhere"):
         Preference.load(tmp_path / "nowhere.json")
 

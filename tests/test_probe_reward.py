@@ -235,3 +235,18 @@ def test_a_damaged_file_of_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert packaged_probe("humor") is None
     with pytest.raises(DataError, match="no whole probe of warmth"):
         packaged_probe("warmth")
+
+
+def test_another_seed_holds_out_other_pairs() -> None:
+    first, other = (fitted(NOISE, random_encoder(1.0), seed=seed) for seed in (3, 4))
+    np.testing.assert_array_equal(first.direction, other.direction)  # it is of all pairs
+    assert first.range != other.range
+
+
+def test_another_scale_is_kept_under_another_key() -> None:
+    reward = fitted(NOISE, random_encoder(1.0))
+    yes, no = ([f"{pole} {i + 9000}" for i in range(50)] for pole in ("yes", "no"))
+    scaled = reward.between(no, yes)
+    assert not np.array_equal(reward(yes, yes), scaled(yes, yes))
+    assert reward.key != scaled.key
+    assert reward.key == fitted(NOISE, random_encoder(1.0)).key

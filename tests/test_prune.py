@@ -222,3 +222,9 @@ def test_no_portfolio_is_claimed_when_time_runs_out() -> None:
         prune(some(0, 40, 3), delta=0.0, time_limit=0.0)
     with pytest.raises(CertificateError, match="time"):
         prune_to_size(some(0, 40, 3), 2, time_limit=0.0)
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_an_edit_that_does_not_exist_is_refused(index: int) -> None:
+    with pytest.raises(InputError, match=f"edit {index} does not exist; there are 5"):
+        certify(some(0, 5, 2), [1, index])

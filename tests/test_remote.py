@@ -26,8 +26,15 @@ def server():
             said = {"choices": [{"message": {"content": asked["messages"][-1]["content"].upper()}}]}
             body = reply.get("body", json.dumps(said)).encode()
             self.send_response(reply.get("code", 200))
+            if "location" in reply:
+                self.send_header("Location", reply["location"])
             self.end_headers()
             self.wfile.write(body)
+
+        def do_GET(self):
+            seen.append((self.path, dict(self.headers), {}))
+            self.send_response(200)
+            self.end_headers()
 
         def log_message(self, *args):
             pass
@@ -91,6 +98,15 @@ def test_a_key_is_sent_or_refused_but_not_told(server) -> None:
         with pytest.raises(InputError, match="api_key: expected printable ASCII") as told:
             RemoteModel(url, "m", api_key=key).answer("hi")
         assert "sec" not in str(told.value) and told.value.__cause__ is None
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_key_does_not_follow_a_redirect(server, code) -> None:
+    url, seen, reply = server
+    reply |= {"code": code, "location": f"{url}/elsewhere", "body": ""}
+    with pytest.raises(ModelError, match=str(code)):
+        RemoteModel(url, "m", api_key="secret").answer("hi")
+    assert [path for path, _, _ in seen] == ["/v1/chat/completions"]
 
 
 def test_what_cannot_be_asked_is_refused() -> None:

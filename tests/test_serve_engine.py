@@ -35,7 +35,7 @@ from steer.serve.choosing import Choice
 from steer.serve.continuous import ContinuousEngine, Room, continuous_config
 from steer.serve.engine import Job, Progress
 from steer.serve.slots import Slots
-from tests.models import EOS, LAYERS, WIDTH, tiny
+from tests.models import EOS, LAYERS, VOCABULARY, WIDTH, tiny
 from tests.test_generation import an_edit
 
 PROMPTS = ["Hi", "How are you today?", "Tell me about rain.", "Why?", "Name a book.", "x" * 90]
@@ -242,6 +242,75 @@ def test_a_cancelled_request_is_told_nothing_more_and_frees_its_slot(engine):
     assert len(run(engine, jobs[1:5])) == 4
 
 
+def test_who_waits_is_answered_when_all_others_were_cancelled():
+    model = tiny("llama")
+    model.model.generation_config.eos_token_id = [-1]
+    long = replace(PLAIN, max_new_tokens=200)
+    jobs = jobs_of(model, [long] * 4 + [PLAIN] * 2)
+    # Four answers fill it, and one of them has to wait.
+    engine = ContinuousEngine(model, replace(ROOM, cache_tokens=320))
+    engine.start()
+    scheduler = engine._manager.batch_processor.scheduler
+
+    async def go() -> list[Progress]:
+        told: list[Progress] = []
+        end = asyncio.Event()
+        for i in range(4):
+            engine.submit(f"long {i}", jobs[i], lambda _: None)
+        while not scheduler.block_new_requests:
+            await asyncio.sleep(0.001)
+        engine.submit("new", jobs[4], lambda one: (told.append(one), one.done and end.set()))
+        for i in range(4):
+            engine.cancel(f"long {i}")
+        await asyncio.wait_for(end.wait(), 20)
+        return told
+
+    try:
+        assert asyncio.run(go())[-1].error is None
+    finally:
+        engine.stop(timeout=1)
+
+
+def test_an_edit_may_come_while_its_table_is_made_larger(monkeypatch):
+    model = tiny("llama")
+    model.model.generation_config.eos_token_id = [-1]
+    jobs = jobs_of(model, [replace(PLAIN, max_new_tokens=150), PLAIN] * 3)[:2]
+    # The second edit is of more layers than the first.
+    jobs[0] = replace(jobs[0], edit=Edit(dict(list(an_edit(1).layers.items())[:1])))
+    expected = [alone(model, job, prompt) for job, prompt in zip(jobs, PROMPTS, strict=False)]
+    engine = ContinuousEngine(model, ROOM)
+    passes: list[int] = []
+    write = Slots._write
+
+    # As if the engine's thread went on between two steps of the one that takes requests on.
+    def slow(*given):
+        begun = len(passes)
+        while engine.edits_in_use and engine.healthy and len(passes) < begun + 3:
+            time.sleep(0.001)
+        write(*given)
+
+    monkeypatch.setattr(Slots, "_write", slow)
+    engine.start()
+    handle = model.model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        told = run(engine, jobs, wait=0.15)
+    finally:
+        engine.stop()
+        handle.remove()
+    assert [one[-1].error for one in told] == [None, None]
+    assert [one[-1].tokens for one in told] == expected
+
+
+def test_an_engine_that_cannot_start_says_so_and_leaves_the_model():
+    model = tiny("llama")
+    engine = ContinuousEngine(model, replace(ROOM, cache_tokens=10**13))
+    with pytest.raises(SteeringError, match="did not start") as told:
+        engine.start()
+    assert told.value.__cause__ is not None and not engine.healthy
+    assert not model.model._forward_hooks and not model.model._forward_pre_hooks
+    assert not any(layer._forward_hooks for layer in model.layers)
+
+
 def test_what_does_not_fit_is_refused(engine):
     model = engine.language_model
     width = WIDTH + 1
@@ -251,6 +320,7 @@ def test_what_does_not_fit_is_refused(engine):
         (Job((5,) * 600, ZERO, PLAIN), "at most 512"),
         (Job((5,), ZERO, replace(PLAIN, num_beams=2)), "beams"),
         (Job((5,), wide, PLAIN), "does not fit"),
+        (Job((5, VOCABULARY), ZERO, PLAIN), f"below {VOCABULARY}"),
     ):
         with pytest.raises(InputError, match=message):
             engine.submit("x", job, lambda _: None)
@@ -459,3 +529,61 @@ def test_slots_hold_just_the_edits_in_use(steps):
                 read = np.where(part.relu, np.maximum(read, 0), read)
                 expected = expected + part.e + part.u @ (read * part.c)
             np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tables_that_grow_and_widen_keep_what_they_hold():
+    """Edits behind a gate read the stream as well: of rank one, and of others."""
+    slots = Slots.of(tiny("llama"))
+    rng = np.random.default_rng(0)
+
+    def projecting(rank: int) -> Edit:
+        draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+        return Edit(
+            {
+                layer: LayerEdit(
+                    draw(WIDTH),
+                    draw(WIDTH, rank),
+                    draw(WIDTH, rank),
+                    draw(rank),
+                    rng.random(rank) < 0.7,
+                )
+                for layer in (1, 2)
+            }
+        )
+
+    # Ten of them outgrow the first room; ranks rise and fall.
+    edits = [projecting(rank) for rank in (1, 1, 2, 0, 3, 1, 2, 4, 1, 1)]
+    taken = [slots.take(edit) for edit in edits]
+    x = torch.randn(len(edits), WIDTH)
+    for layer in (1, 2):
+        found = apply(x, torch.tensor(taken), slots.tables[layer], torch.ones(len(edits), 1))
+        for row, edit in enumerate(edits):
+            expected = edit.layers[layer].apply(x[row].numpy())
+            np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_what_a_decoding_leaves_open_is_the_models_own():
+    own = GenerationConfig(temperature=0.4, top_k=3, top_p=0.8)
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    sampled = replace(PLAIN, do_sample=True)
+    said = replace(sampled, temperature=0.4, top_k=3, top_p=0.8)
+    for n in range(4):
+        found = Choice(sampled, [0], [], own, 5)(range(n), logits)
+        expected = Choice(said, [0], [], GenerationConfig(), 5)(range(n), logits)
+        assert torch.equal(found, expected)
+        # What is asked for comes before the model's own.
+        other = Choice(replace(said, temperature=2.0), [0], [], own, 5)(range(n), logits)
+        assert not torch.equal(found, other)
+
+
+def test_a_name_in_flight_is_not_taken_twice(engine):
+    job = jobs_of(engine.language_model, [replace(PLAIN, max_new_tokens=100)] * 6)[0]
+
+    async def twice() -> None:
+        engine.submit("x", job, lambda _: None)
+        with pytest.raises(InputError, match="'x' is being answered already"):
+            engine.submit("x", job, lambda _: None)
+        engine.cancel("x")
+
+    asyncio.run(twice())
+    assert engine.edits_in_use == 0

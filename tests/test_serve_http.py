@@ -34,19 +34,23 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from steer.baselines.rewarding import rewards_of
+from steer.edits import Edit, LayerEdit
+from steer.errors import InputError, SteeringError
 from steer.generation import Decoding
+from steer.posterior import Posterior
 from steer.preference import Preference
 from steer.profile import Profile
 from steer.profile_file import to_bytes
+from steer.questions import Answered
 from steer.rewards import score
 from steer.serve.answer_text import AnswerText
 from steer.serve.app import Access, create_app
 from steer.serve.continuous import ContinuousEngine, Room
 from steer.serve.service import Limits, Service
-from steer.serve.store import Store
+from steer.serve.store import Person, Store
 from steer.serve.tenants import Tenants
 from steer.steerer import Steerer
-from tests.models import CHAT_TEMPLATE, tiny, tiny_tokenizer
+from tests.models import CHAT_TEMPLATE, WIDTH, tiny, tiny_tokenizer
 from tests.test_generation import an_edit
 from tests.test_steerer import a_steerer
 
@@ -67,9 +71,13 @@ def an_app(limits: Limits = LIMITS, access: Access | None = None, steerer: Steer
     return create_app(service, Access() if access is None else access)
 
 
+def a_client(app) -> TestClient:
+    return TestClient(app, base_url="http://localhost")
+
+
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    with TestClient(an_app()) as made:
+    with a_client(an_app()) as made:
         yield made
 
 
@@ -224,12 +232,14 @@ def test_sampling_is_repeatable_and_greedy_is_the_default(client):
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "role"),
         ({"messages": [{"role": "user", "content": "x" * 600}]}, 400, "prompt has"),
+        ({"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "at most 2560, which"),
         ({"temperature": 0, "top_p": 0.5}, 400, "no effect at temperature 0"),
         ({"temperature": 3}, 400, "temperature"),
         ({"presence_penalty": 1}, 400, "presence_penalty"),
         ({"n": 9}, 400, "n:"),
         ({"n": 5, "stream": False, "stream_options": {}}, 400, "stream_options"),
         ({"stop": [""]}, 400, "not empty"),
+        ({"stop": ["x", "x" * 1001]}, 400, "at most 1000 characters"),
         ({"tools": []}, 400, "tools: unknown field"),
         ({"logprobs": True}, 400, "logprobs"),
     ],
@@ -283,16 +293,48 @@ def test_bodies_that_are_no_json_or_too_large_are_refused(client):
 
 def test_a_full_queue_is_told_to_come_back():
     limits = replace(LIMITS, in_flight=2)
-    with TestClient(an_app(limits)) as client:
+    with a_client(an_app(limits)) as client:
         assert client.post("/v1/chat/completions", json={**ASK, "n": 2}).status_code == 200
-        response = client.post("/v1/chat/completions", json={**ASK, "n": 3})
+        service_of(client).in_flight += 1
+        response = client.post("/v1/chat/completions", json={**ASK, "n": 2})
         assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
         assert response.json()["error"]["type"] == "rate_limit_error"
         assert client.post("/v1/chat/completions", json=ASK).status_code == 200
+        service_of(client).in_flight -= 1
+        # There will never be room for more than there is.
+        response = client.post("/v1/chat/completions", json={**ASK, "n": 3})
+        assert response.status_code == 400 and "at most 2 answers" in response.text
+
+
+def test_what_is_null_is_left_open(client):
+    body = {**ASK, "n": None, "stream": None, "stop": None}
+    found = client.post("/v1/chat/completions", json=body).json()
+    assert len(found["choices"]) == 1 and found["object"] == "chat.completion"
+
+
+def test_a_token_that_the_model_does_not_know_is_refused():
+    steerer = a_steerer()
+    more = {"additional_special_tokens": ["[EXTRA]"]}
+    steerer.language_model.tokenizer.add_special_tokens(more)
+    with a_client(an_app(steerer=steerer)) as client:
+        asked = {**ASK, "messages": [{"role": "user", "content": "[EXTRA]"}]}
+        for stream in (False, True):
+            response = client.post("/v1/chat/completions", json={**asked, "stream": stream})
+            assert response.status_code == 400 and "token ids below 97" in response.text
+        assert service_of(client).in_flight == 0
+        assert client.post("/v1/chat/completions", json=ASK).status_code == 200
+
+
+def test_an_engine_that_does_not_start_ends_the_server():
+    steerer = a_steerer()
+    engine = ContinuousEngine(steerer.language_model, Room(cache_tokens=10**13))
+    app = create_app(Service(steerer, engine, Store("sqlite://"), LIMITS))
+    with pytest.raises(SteeringError, match="did not start"), a_client(app):
+        pytest.fail("started")
 
 
 def test_an_answer_that_takes_too_long_is_given_up():
-    with TestClient(an_app(replace(LIMITS, seconds=0.05))) as client:
+    with a_client(an_app(replace(LIMITS, seconds=0.05))) as client:
         body = {**ASK, "max_tokens": 200}
         response = client.post("/v1/chat/completions", json=body)
         assert response.status_code == 504 and "0.05 s" in response.json()["error"]["message"]
@@ -304,7 +346,7 @@ def test_an_answer_that_takes_too_long_is_given_up():
 
 
 def test_an_engine_that_failed_is_told():
-    with TestClient(an_app()) as client:
+    with a_client(an_app()) as client:
         assert client.get("/health").json() == {"status": "ok"}
 
         def breaks(*_: object) -> None:
@@ -378,10 +420,77 @@ def test_a_client_that_leaves_frees_its_row(stream):
     with a_server(app) as url:
         asyncio.run(leave(url))
         began = time.monotonic()
-        while service.in_flight and time.monotonic() - began < 2:
+        while service.in_flight and time.monotonic() - began < 10:
             time.sleep(0.02)
         assert service.in_flight == 0 and service.engine.edits_in_use == 0
     handle.remove()
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_client_that_does_not_read_is_given_up(monkeypatch, last):
+    monkeypatch.setattr("steer.serve.routes._UNREAD", 0.1)
+    app = an_app()
+    service: Service = app.state.service
+    body = json.dumps({**ASK, "max_tokens": 4 if last else 200, "stream": True}).encode()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+    }
+    held = []
+
+    async def ask() -> None:
+        told = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict:
+            return told.pop() if told else await asyncio.Future()
+
+        async def send(message: dict) -> None:
+            if message["type"] == "http.response.body" and message["more_body"] != last:
+                held.append(service.in_flight)
+                await asyncio.Future()
+
+        async with app.router.lifespan_context(app):
+            await asyncio.wait_for(app(scope, receive, send), 10)
+            assert service.in_flight == 0 and service.engine.edits_in_use == 0
+
+    asyncio.run(ask())
+    assert held == [1]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "what"),
+    [
+        ("chat/completions", ASK, "steer.serve.service.prompt_tokens"),
+        ("completions", {"prompt": "Hi"}, "transformers.PreTrainedTokenizerFast.__call__"),
+    ],
+)
+def test_a_prompt_that_is_long_to_read_holds_nobody_up(monkeypatch, path, body, what):
+    release, reading = threading.Event(), threading.Event()
+
+    def slow(*given, **more):
+        reading.set()
+        assert release.wait(30)
+        raise InputError("read")
+
+    async def ask(url: str) -> httpx.Response:
+        async with httpx.AsyncClient(base_url=url, timeout=5) as client:
+            sent = asyncio.ensure_future(client.post(f"/v1/{path}", json=body, timeout=30))
+            try:
+                while not reading.is_set():
+                    await asyncio.sleep(0.01)
+                for other in ("/health", "/v1/users/nobody"):
+                    assert (await client.get(other)).status_code in (200, 404)
+            finally:
+                release.set()
+            return await sent
+
+    app = an_app()
+    monkeypatch.setattr(what, slow)
+    with a_server(app) as url:
+        assert asyncio.run(asyncio.wait_for(ask(url), 30)).status_code == 400
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -494,7 +603,7 @@ def test_feedback_counts_words_as_the_portfolio_does(few, many):
     named = [*portfolio.rewards]
     named[at] = f"words, {many:g} to {few:g}"
     steerer.bundle = replace(steerer.bundle, portfolio=replace(portfolio, rewards=tuple(named)))
-    with TestClient(an_app(steerer=steerer)) as client:
+    with a_client(an_app(steerer=steerer)) as client:
         nonsense = ["".join(letters) for letters in product("aeiounrst", repeat=3)]
         texts = {"better": " ".join(nonsense[:40]), "worse": " ".join(nonsense[:150])}
         said = client.post("/v1/users/ann/feedback", json={"prompt": "Hi", **texts}).json()
@@ -584,7 +693,7 @@ def test_somebody_with_a_profile(client):
 
 
 def test_keys_part_tenants():
-    with TestClient(an_app(access=Access(Tenants(KEYS)))) as client:
+    with a_client(an_app(access=Access(Tenants(KEYS)))) as client:
         acme, other = ({"Authorization": f"Bearer {key}"} for key in KEYS)
         for path in ("/v1/models", "/v1/traits", "/v1/users/ann"):
             response = client.get(path)
@@ -603,12 +712,12 @@ def test_keys_part_tenants():
 
 def test_pages_of_other_origins_may_not_ask_unless_named():
     ask = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-    with TestClient(an_app()) as client:
+    with a_client(an_app()) as client:
         assert (
             "access-control-allow-origin" not in client.options("/v1/models", headers=ask).headers
         )
     named = Access(origins=("https://a.example",))
-    with TestClient(an_app(access=named)) as client:
+    with a_client(an_app(access=named)) as client:
         found = client.options("/v1/models", headers=ask).headers
         assert found["access-control-allow-origin"] == "https://a.example"
         # What OpenAI's JavaScript client sends, and what it reads.
@@ -622,6 +731,23 @@ def test_pages_of_other_origins_may_not_ask_unless_named():
         assert found["access-control-expose-headers"] == "Retry-After"
         found = client.options("/v1/models", headers={**ask, "Origin": "https://b.example"}).headers
         assert "access-control-allow-origin" not in found
+
+
+def test_names_that_lead_here_are_refused_without_keys():
+    own = ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", "10.0.0.7")
+    others = ("evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "")
+
+    def found(access: Access, host: str) -> httpx.Response:
+        # What is asked runs no engine.
+        return TestClient(an_app(access=access)).get("/v1/models", headers={"Host": host})
+
+    for host in own:
+        assert found(Access(), host).status_code == 200
+    for host in others:
+        refused = found(Access(), host)
+        assert refused.status_code == 400 and "localhost as Host" in refused.text
+        assert found(Access(any_host=True), host).status_code == 200
+        assert found(Access(Tenants(KEYS)), host).status_code == 401
 
 
 # --- What is told of it --------------------------------------------------------------------------
@@ -702,19 +828,216 @@ def test_pieces_are_the_text_up_to_the_first_stop(text, stops, strip):
     assert reader.stopped == bool(places)
 
 
-@given(st.lists(st.sampled_from(["▁", "a", "b", "<0x0A>", "<0xF0>"]), max_size=12))
-def test_bytes_that_are_no_character_do_not_end_an_answer(tokens):
+def test_a_token_is_held_against_the_beginnings_of_a_stop_that_fit():
+    class Counted(str):
+        cuts = 0
+
+        def __getitem__(self, key):
+            Counted.cuts += 1
+            return super().__getitem__(key)
+
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("Hello there, you.", add_special_tokens=False)["input_ids"]
+    reader = AnswerText(tokenizer, [Counted("x" * 1000)])
+    pieces = [reader.feed(ids[: i + 1]) for i in range(len(ids))]
+    assert "".join(pieces) == "Hello there, you." and Counted.cuts <= 3 * len(ids)
+
+
+def a_byte_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate(["▁", "a", "b", *BYTES])}
     made = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
     made.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False)
-    ids = [vocabulary[token] for token in tokens]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="</s>", clean_up_tokenization_spaces=False
+    )
+
+
+@given(st.lists(st.sampled_from(["▁", "a", "b", "<0x0A>", "<0xF0>"]), max_size=12))
+def test_bytes_that_are_no_character_do_not_end_an_answer(tokens):
+    tokenizer = a_byte_tokenizer()
+    ids = tokenizer.convert_tokens_to_ids(tokens)
     reader = AnswerText(tokenizer, strip=False)
     found = "".join(reader.feed(ids[: i + 1]) for i in range(len(ids))) + reader.end()
-    # As generate does where the limit falls inside a character.
-    expected = tokenizer.decode(ids).rstrip("\ufffd")
+    expected = tokenizer.decode(ids)
     # A line feed before such bytes is one of them, unless it had been given out.
-    shown = [e if (f, e) == ("\n", "\ufffd") else f for f, e in zip(found, expected, strict=True)]
-    assert "".join(shown) == expected
+    shown = [e if (f, e) == ("\n", "\ufffd") else f for f, e in zip(found, expected, strict=False)]
+    assert "".join(shown) == expected[: len(found)]
+    # As generate does where the limit falls inside a character.
+    assert not expected[len(found) :].strip("\ufffd") and not found.endswith("\ufffd")
+
+
+@given(st.lists(st.sampled_from(["▁", "a", "<0xF0>"]), max_size=8), st.booleans())
+def test_what_a_model_leaves_of_a_character_is_in_its_answer(tokens, strip):
+    tokenizer = a_byte_tokenizer()
+    ids = [*tokenizer.convert_tokens_to_ids(tokens), tokenizer.eos_token_id]
+    reader = AnswerText(tokenizer, strip=strip)
+    found = "".join(reader.feed(ids[: i + 1]) for i in range(len(ids))) + reader.end(ended=True)
+    expected = tokenizer.decode(ids, skip_special_tokens=True)
+    assert found == (expected.strip() if strip else expected)
+
+
+def with_kept_answers() -> Steerer:
+    """Whose portfolio keeps answers, so that thumbs have something to be held against."""
+    steerer = a_steerer()
+    kept = tuple(
+        Answered(f"prompt {i}", ("It rains. " * (3 * i + 1), "No.", "Well, " * 20), np.ones((3, 2)))
+        for i in range(3)
+    )
+    portfolio = replace(steerer.bundle.portfolio, answered=kept)
+    return Steerer(steerer.language_model, replace(steerer.bundle, portfolio=portfolio))
+
+
+def rewards_for(prompts, answers):
+    return score(rewards_of({"brevity": 1.0, "warmth": 1.0}, {}), prompts, answers)[0]
+
+
+@pytest.mark.parametrize("thumb", ["up", "down"])
+def test_a_thumb_is_held_against_what_answers_usually_earn(thumb):
+    steerer = with_kept_answers()
+    long = "I would rather say that it rains. " * 30
+    with a_client(an_app(steerer=steerer)) as client:
+        body = {"prompt": "Hi", "answer": long, "thumb": thumb}
+        told = client.post("/v1/users/ann/feedback", json=body).json()
+        unknown = client.put("/v1/users/bob", json={}).json()
+    pairs = [(a.prompt, text) for a in steerer.bundle.portfolio.answered for text in a.answers]
+    usual = np.mean([rewards_for([prompt], [text])[0] for prompt, text in pairs], axis=0)
+    expected = Preference.of(steerer.bundle).thumb(
+        rewards_for(["Hi"], [long])[0], usual, up=thumb == "up"
+    )
+    assert told["weights"] == pytest.approx(expected.weights, abs=1e-4)
+    # Who likes a long answer wants brevity less than was thought, and the other way round.
+    more = told["weights"]["brevity"] - unknown["weights"]["brevity"]
+    assert more < -0.01 if thumb == "up" else more > 0.01
+
+
+def test_a_correction_counts_for_what_was_made_of_the_answer(client):
+    long = "I would rather say that it rains. " * 5
+    weights = {}
+    for name, better, worse in (("short", "No.", long), ("long", long, "No.")):
+        body = {"prompt": "Hi", "better": better, "worse": worse, "corrected": True}
+        weights[name] = client.post(f"/v1/users/{name}/feedback", json=body).json()["weights"]
+        client.delete(f"/v1/users/{name}")
+        after, before = rewards_for(["Hi"] * 2, [better, worse])
+        expected = Preference.of(service_of(client).steerer.bundle).corrected(before, after)
+        assert weights[name] == pytest.approx(expected.weights, abs=1e-4)
+    assert weights["short"]["brevity"] > weights["long"]["brevity"] + 0.01
+
+
+def test_feedback_of_somebody_stored_with_other_traits_is_refused(client):
+    service = service_of(client)
+    other = Preference({"warmth": "warm", "brevity": "brief"}, Posterior.prior([1.0, 1.0]))
+    service.store.put("local", "old", Person(preference=other))
+    pair = {"prompt": "Hi", "better": "No.", "worse": "I would rather say that it rains. " * 5}
+    response = client.post("/v1/users/old/feedback", json=pair)
+    assert response.status_code == 400 and "another bundle" in response.text
+    assert client.get("/v1/users/old").json()["signals"] == 0
+    client.delete("/v1/users/old")
+
+
+def test_an_answer_of_which_no_length_is_said(client):
+    asked = {"messages": ASK["messages"]}
+    found = client.post("/v1/chat/completions", json=asked).json()
+    assert found["usage"]["completion_tokens"] == LIMITS.default_tokens == 12
+    for more in ({"max_completion_tokens": 5}, {"max_completion_tokens": 5, "max_tokens": 9}):
+        found = client.post("/v1/chat/completions", json={**asked, **more}).json()
+        assert found["usage"]["completion_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("body", "options"),
+    [
+        ({"repetition_penalty": 3.0}, {"repetition_penalty": 3.0}),
+        ({"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 1}),
+        ({"no_repeat_ngram_size": 0, "repetition_penalty": 1}, {"no_repeat_ngram_size": 0}),
+    ],
+)
+def test_options_of_a_request_are_those_of_generate(client, body, options):
+    steerer = service_of(client).steerer
+    whole = {"repetition_penalty": 1.0, "max_new_tokens": 60} | options
+    if "repetition_penalty" not in body:
+        whole |= {"repetition_penalty": 1.1}
+    found = client.post("/v1/chat/completions", json={**ASK, "max_tokens": 60, **body}).json()
+    assert found["choices"][0]["message"]["content"] == steerer.generate("Hi", **whole)
+    assert steerer.generate("Hi", **whole) != steerer.generate("Hi", max_new_tokens=60)
+
+
+def test_a_least_length_and_the_likeliest_tokens():
+    app = an_app()
+    steerer = app.state.service.steerer
+    free = steerer.answer(["Hi"], None, decoding=Decoding(max_new_tokens=12))[0].tokens
+    steerer.language_model.model.generation_config.eos_token_id = free[3]
+    app = create_app(
+        Service(
+            steerer, ContinuousEngine(steerer.language_model, ROOM), Store("sqlite://"), LIMITS
+        ),
+        Access(),
+    )
+    with a_client(app) as client:
+        for least, length in ((None, free.index(free[3]) + 1), (8, None)):
+            found = client.post("/v1/chat/completions", json={**ASK, "min_tokens": least}).json()
+            tokens = found["usage"]["completion_tokens"]
+            assert tokens == length if length else tokens >= 8
+        sampled = {**ASK, "min_tokens": 12, "temperature": 2, "seed": 3}
+        one = client.post("/v1/chat/completions", json={**sampled, "top_k": 1}).json()
+        greedy = client.post("/v1/chat/completions", json={**ASK, "min_tokens": 12}).json()
+        assert one["choices"][0]["message"] == greedy["choices"][0]["message"]
+
+
+def test_a_profile_that_scales_out_of_all_bounds_is_refused(client):
+    model = service_of(client).steerer.language_model
+    e, none = np.zeros(WIDTH, np.float32), np.zeros(1, bool)
+    for size, status in ((1e5, 200), (1e7, 400)):
+        v = np.full((WIDTH, 1), WIDTH**-0.5, np.float32)  # of length one
+        edit = Edit({1: LayerEdit(e, v, v, np.float32([size]), none)})
+        response = client.put("/v1/users/wild/profile", content=a_profile(model, edit))
+        assert response.status_code == status, response.text
+    client.delete("/v1/users/wild")
+
+
+def test_a_developers_message_is_a_systems(client):
+    asked = []
+    for role in ("developer", "system", "user"):
+        messages = [{"role": role, "content": "Be brief."}, *ASK["messages"]]
+        found = client.post("/v1/chat/completions", json={**ASK, "messages": messages}).json()
+        asked.append((found["usage"]["prompt_tokens"], found["choices"][0]["message"]["content"]))
+    assert asked[0] == asked[1] != asked[2]
+
+
+def test_a_text_is_continued_for_a_stored_person_and_by_the_right_model(client):
+    client.put("/v1/users/ann", json={"weights": {"warmth": 1}})
+    body = {"prompt": "Rain is", "max_tokens": 60}
+    named, said, plain = (
+        client.post("/v1/completions", json={**body, **more}).json()["choices"][0]["text"]
+        for more in ({"user": "ann"}, {"weights": {"warmth": 1}}, {})
+    )
+    assert named == said != plain
+    client.delete("/v1/users/ann")
+    assert client.post("/v1/completions", json={**body, "model": "gpt-9"}).status_code == 404
+    assert client.post("/v1/completions", json={**body, "user": "nobody"}).status_code == 404
+
+
+def test_what_is_told_of_somebody_is_what_they_said(client):
+    weights = {"warmth": 3.0, "brevity": 1.0}
+    told = client.put("/v1/users/ann", json={"weights": weights}).json()
+    # As sure as some thirty choices.
+    expected = Preference.of(service_of(client).steerer.bundle, weights, worth=32.0)
+    assert told["weights"] == pytest.approx(expected.weights, abs=1e-4)
+    for trait, (low, high) in expected.interval().items():
+        assert told["intervals"][trait] == pytest.approx([low, high], abs=1e-4)
+        assert low < told["weights"][trait] < high
+    assert told["summary"] == expected.summary
+    client.delete("/v1/users/ann")
+
+
+def test_each_token_is_counted_once():
+    with a_client(an_app()) as client:
+        for body in (ASK, {**ASK, "n": 2}, {**ASK, "stream": True}):
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+        lines = client.get("/metrics").text.splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(found["steer_answer_tokens_total"]) == 4 * 12
+    prompt = len("[user] Hi [assistant] ") + 1
+    assert float(found["steer_prompt_tokens_total"]) == 3 * prompt
+    assert float(found["steer_first_token_seconds_count"]) == 3

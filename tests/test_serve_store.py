@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -138,6 +140,29 @@ def test_no_change_is_lost(tmp_path):
     assert len(found.preference.posterior.differences) == 20
     for store in stores:
         store.close()
+
+
+def test_threads_share_a_store_in_memory():
+    store = Store("sqlite+pysqlite:///:memory:")
+    lost = []
+
+    def work(number: int) -> None:
+        try:
+            for i in range(20):
+                store.put("acme", f"p{number}", Person(said={"warmth": float(i)}))
+                found = store.get("acme", f"p{number}")
+                if found is None or found.said != {"warmth": i}:
+                    lost.append(found)
+        except Exception as error:
+            lost.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not lost and store.count("acme") == 8
+    store.close()
 
 
 def test_choices_are_not_gone_through_for_each_reading(tmp_path, monkeypatch):
@@ -296,3 +321,21 @@ def test_unusable_keys_are_refused(tmp_path, text, message):
         Tenants.read(file)
     with pytest.raises(InputError, match="not a readable file"):
         Tenants.read(tmp_path / "none")
+
+
+@pytest.mark.parametrize("by_another", [False, True])
+def test_nothing_of_who_is_erased_stays_in_memory(tmp_path, by_another):
+    mine, other = (Store(f"sqlite:///{tmp_path / 'people.sqlite'}") for _ in range(2))
+    known = a_preference(1)
+    left = weakref.ref(known)
+    mine.put("acme", "ann", Person(preference=known))
+    del known
+    gc.collect()
+    assert left() is not None  # kept, so that its choices are not gone through again
+    (other if by_another else mine).delete("acme", "ann")
+    if by_another:
+        assert mine.get("acme", "ann") is None
+    gc.collect()
+    assert left() is None
+    for store in (mine, other):
+        store.close()

@@ -125,7 +125,7 @@ def test_prompts_are_told_of_every_trait_once(tmp_path: Path) -> None:
     rows = list(prompted.measured(*arguments))
     assert [row.traits for row in rows] == sets
     assert rows[0].kl == 0 and rows[1].kl > 0
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.jsonl")
     before = file.read_text()
     assert list(prompted.measured(*arguments)) == rows and file.read_text() == before
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from steer.bundle import Bundle
 from steer.certificate import certify
@@ -163,3 +165,48 @@ def test_route_refuses() -> None:
         a_steerer().route({"zest": 1})
     with pytest.raises(WeightsError, match="strength"):
         a_steerer().route({"brevity": 1}, -1)
+
+
+def test_a_stream_that_is_dropped_ends_the_generation() -> None:
+    steerer = a_steerer()
+    model = steerer.language_model
+    model.model.generation_config.eos_token_id = 10_000  # which never comes
+    (space,) = model.tokenizer(" ", add_special_tokens=False).input_ids
+    passes: list[int] = []
+
+    def with_spaces(module: object, args: object, scores: torch.Tensor) -> torch.Tensor:
+        """Pieces end at white space, which this model hardly writes."""
+        passes.append(1)
+        time.sleep(0.002)
+        return scores.index_fill(-1, torch.tensor([space]), 20.0 * (len(passes) % 3 == 0))
+
+    handle = model.model.lm_head.register_forward_hook(with_spaces)
+    options = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    stream = steerer.stream("Hi", {"warmth": 1}, max_new_tokens=400, **options)
+    next(stream)
+    begun = len(passes)
+    stream.close()
+    handle.remove()
+    assert begun <= len(passes) < 200
+    assert steerer.generate("Hi", max_new_tokens=2)  # nobody holds the model
+
+
+def test_a_failure_in_a_stream_is_told() -> None:
+    steerer = a_steerer()
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    handle = steerer.language_model.layers[0].register_forward_pre_hook(fails)
+    with pytest.raises(ZeroDivisionError):
+        list(steerer.stream("Hi", {"warmth": 1}, max_new_tokens=4))
+    handle.remove()
+    assert "".join(steerer.stream("Hi", max_new_tokens=4))
+
+
+def test_a_stream_is_sampled_by_its_seed() -> None:
+    steerer = a_steerer()
+    options = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 20}
+    for seed in (3, 4):
+        pieces = "".join(steerer.stream("Hi", {"warmth": 1}, seed=seed, **options))
+        assert pieces.strip() == steerer.generate("Hi", {"warmth": 1}, seed=seed, **options)

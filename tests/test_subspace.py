@@ -522,3 +522,77 @@ def test_every_option_is_keyword_only():
         for parameter in inspect.signature(function).parameters.values():
             has_default = parameter.default is not inspect.Parameter.empty
             assert not has_default or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.01, 2), (0.5, 4), (0.99, 4)])
+def test_at_least_two_pairs_are_held_out_and_four_are_left(share, held):
+    positive, negative, _ = planted(0, n=8, d=6)
+    before = fit_ccs(positive, negative, seed=3, held_out=share).normal
+    order = np.random.default_rng([3, 0]).permutation(8)
+    for place, pair in enumerate(order):
+        changed = positive.copy()
+        changed[pair] *= 3
+        after = fit_ccs(changed, negative, seed=3, held_out=share).normal
+        assert np.array_equal(before, after) == (place < held)
+
+
+def test_components_are_at_most_a_third_of_the_training_pairs():
+    positive, negative = noise(0, 32, 64)  # 24 pairs are left for training
+    third = fit_ccs(positive, negative, components=8)
+    for components in (9, 16, 1000):
+        more = fit_ccs(positive, negative, components=components)
+        np.testing.assert_array_equal(more.normal, third.normal)
+    assert abs(fit_ccs(positive, negative, components=7).normal @ third.normal) < 0.9999
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds)
+def test_of_several_restarts_the_one_of_the_lowest_loss_wins(seed):
+    positive, negative, _ = planted(seed, n=12, d=3, offset=0.0)
+    weights, biases = rng(seed).standard_normal((5, 3)), rng(seed + 1).standard_normal(5)
+    losses = [
+        ccs_loss(1 / (1 + np.exp(-positive @ w - b)), 1 / (1 + np.exp(-negative @ w - b)))
+        for w, b in zip(weights, biases, strict=True)
+    ]
+    w, b = ccs._best(positive, negative, weights, biases)
+    np.testing.assert_array_equal(w, weights[np.argmin(losses)])
+    assert b == biases[np.argmin(losses)]
+
+
+def test_the_seed_reaches_the_fit_of_every_layer():
+    positive, negative = layers_of(0)
+    for seed in (0, 3):
+        fitted = fit_subspace("t", positive, negative, seed=seed)
+        for layer, part in fitted.layers.items():
+            expected = fit_ccs(positive[layer], negative[layer], seed=seed)
+            np.testing.assert_array_equal(part.theta_n, expected.normal)
+            assert dataclasses.astuple(part.ccs)[1:] == dataclasses.astuple(expected)[1:]
+
+
+def test_half_an_ulp_does_not_cost_another_direction():
+    # Ten equal shares: 0.1 ten times is 0.9999999999999999 in floats.
+    for kept in range(1, 11):
+        directions, _ = svd_directions(np.eye(10), variance_share=kept / 10, max_rank=10)
+        assert len(directions) == kept
+
+
+def test_the_control_shuffles_training_and_held_out_items_apart(monkeypatch):
+    positive, negative, _ = planted(0, n=40, d=8)
+    order = np.random.default_rng([3, 0]).permutation(40)
+    shuffle, met = ccs._shuffle_labels, []
+
+    def watched(one, other, generator):
+        mixed = shuffle(one, other, generator)
+        met.append((np.concatenate([one, other]), np.concatenate(mixed), len(one)))
+        return mixed
+
+    monkeypatch.setattr(ccs, "_shuffle_labels", watched)
+    fit_ccs(positive, negative, seed=3)
+    for (before, after, number), part in zip(met, (order[10:], order[:10]), strict=True):
+        items = np.concatenate([positive[part], negative[part]])
+        np.testing.assert_array_equal(before, items)
+        np.testing.assert_array_equal(np.sort(after, axis=0), np.sort(items, axis=0))
+        sides = [(row == positive[part]).all(1).any() for row in after]
+        pairs = list(zip(sides[:number], sides[number:], strict=True))
+        # Neither as they were nor swapped within pairs: two items of one side come together.
+        assert any(one == other for one, other in pairs)

@@ -163,7 +163,19 @@ def test_the_file_and_the_field_are_named(tmp_path, path, value, field):
         assert path.split(".")[0] in message
 
 
-@pytest.mark.parametrize("content", ["", "- a\n- b\n", "just text", "a: [", "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "- a\n- b\n",
+        "just text",
+        "a: [",
+        "\x00",
+        "name: 2023-99-99",
+        "name: !!int x",
+        "name: " + "[" * 5000,
+    ],
+)
 def test_files_that_are_not_traits(tmp_path, content):
     with pytest.raises(TraitError, match="trait.yaml"):
         read_trait(write(tmp_path, content))
@@ -175,6 +187,18 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
     with pytest.raises(TraitError, match="latin.yaml"):
         read_trait(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize("field", ["name", "description", "pictographs", "positive", "negative"])
+def test_a_value_of_many_aliases_makes_no_long_message(tmp_path, field):
+    value = "[" + ", ".join(["&a [" + "ha, " * 9 + "ha]", *["*a"] * 9]) + "]"
+    for alias in "bcde":
+        value = f"[&{alias} {value}, {', '.join([f'*{alias}'] * 9)}]"
+    fields = {"name": "calm", "positive": "a", "negative": "b", field: value}
+    content = "".join(f"{key}: {one}\n" for key, one in fields.items())
+    with pytest.raises(TraitError, match=field) as caught:
+        read_trait(write(tmp_path, content))
+    assert len(str(caught.value)) < 400
 
 
 def test_yaml_runs_no_code(tmp_path):

@@ -91,3 +91,31 @@ def test_bad_arguments() -> None:
         held_out_regret(table, evaluations, (1,), OBJECTIVE, np.eye(3), level=1.0)
     with pytest.raises(InputError, match="11 held-out evaluations of 12"):
         held_out_regret(table, evaluations[:-1], (1,), OBJECTIVE, np.eye(3))
+
+
+def test_the_interval_of_regret_is_that_of_prompts_drawn_anew() -> None:
+    develop, held_out, kept = some_evaluations(4), some_evaluations(5), (3, 6, 8)
+    table = measured(develop, OBJECTIVE)
+    mixtures = random_weights(DIM, 20, 0)
+    found = held_out_regret(table, held_out, kept, OBJECTIVE, mixtures, draws=40, level=0.8, seed=7)
+    rng = np.random.default_rng(7)
+    means = []
+    for _ in range(40):
+        drawn = rng.integers(PROMPTS, size=PROMPTS)
+        again = measured(
+            [
+                Evaluation(
+                    one.candidate, one.rewards[drawn], one.kl[drawn], one.fluent, one.tokens, ()
+                )
+                for one in held_out
+            ],
+            OBJECTIVE,
+        )
+        losses = []
+        for weight in mixtures:
+            on_develop = [float(table.value(weight)[i]) for i in range(N)]
+            routed = max((0, *kept), key=lambda i: on_develop[i])
+            best = max(range(N), key=lambda i: on_develop[i])
+            losses.append(float(again.value(weight)[best] - again.value(weight)[routed]))
+        means.append(np.mean(losses))
+    assert found.interval == pytest.approx(tuple(np.quantile(means, [0.1, 0.9])))

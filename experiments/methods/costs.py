@@ -93,7 +93,7 @@ def costs(
     decoding: Decoding,
     seed: int,
 ) -> dict[str, Cost]:
-    """By method: every (user, prompt) pair is one round in which each setting answers once."""
+    """By method: a round for each user, with a prompt of their own; each setting answers once."""
     arms = [PLAIN, *chosen]
     rng = np.random.default_rng(seed)
     seconds: dict[str, list[float]] = {one.method: [] for one in arms}

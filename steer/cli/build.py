@@ -15,7 +15,7 @@ import typer
 from steer.cli.app import INTERRUPTED, app
 from steer.cli.console import out, say
 from steer.cli.inspect import show_traits
-from steer.cli.options import Model, RayAddress
+from steer.cli.options import Model, RayAddress, check_file
 from steer.errors import InputError
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ def build(
     from steer.bundle import Bundle
     from steer.precompute import PortfolioRecipe
     from steer.recipe import Recipe
+    from steer.resources import locked
 
     mixed = tuple(name.strip() for name in portfolio.split(",")) if portfolio else None
     if mixed is None and (size, epsilon, delta, shortlist) != (None, None, None, None):
@@ -206,6 +207,7 @@ def build(
         raise InputError("--all and --trait exclude each other")
     names = () if everything else trait or mixed or ()
     target = _output(output, is_default=model is None and not names)
+    _check_people(target, edits_of)
     traits = [_trait(name) for name in names] or None
     if ray_address is not None and workers is None:
         raise InputError("--ray-address is for several workers; add --workers")
@@ -224,7 +226,12 @@ def build(
     except KeyboardInterrupt:
         say("interrupted; the same command goes on with this build where it stopped", "yellow")
         raise typer.Exit(INTERRUPTED) from None
-    bundle.save(target)
+    with locked(target):
+        # Hours have passed: people may have been added meanwhile, or forgotten.
+        _check_people(target, edits_of)
+        if edits_of is not None:
+            bundle = replace(bundle, profiles=Bundle.load(edits_of).profiles)
+        bundle.save(target)
     show_traits(bundle)
     if bundle.portfolio is not None:
         out.print(
@@ -269,12 +276,26 @@ def _output(output: Path | None, *, is_default: bool) -> Path:
         from steer.resources import default_bundle_path
 
         output = default_bundle_path()
-    if output.is_dir():
-        raise InputError(f"--output: {output} is a folder; expected a file name")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(output.parent, os.W_OK):
-        raise InputError(f"--output: {output.parent} cannot be written to")
+    check_file(output)
     return output
+
+
+def _check_people(target: Path, edits_of: Path | None) -> None:
+    """Refuse to write over people's profiles."""
+    from steer.bundle import Bundle
+    from steer.errors import BundleFormatError
+
+    if not target.exists() or (edits_of is not None and target.samefile(edits_of)):
+        return
+    try:
+        number = len(Bundle.load(target).profiles)
+    except BundleFormatError:
+        return
+    if number:
+        raise InputError(
+            f"--output: {target} holds {number} profiles, which would be lost; name another file, "
+            "or delete that one"
+        )
 
 
 def _trait(text: str) -> Any:

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
+# Characters that command a terminal, or turn the text around them.
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """Text of others as a terminal may have it: with nothing in it that the terminal obeys."""
+    return _COMMANDS.sub("\ufffd", text)
+
+
+class _Console(Console):
+    """A console on which only its own styles and movements command the terminal."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(harmless(text), style)
+
+
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-out = Console(**_PLAIN)
-err = Console(stderr=True, **_PLAIN)
+out = _Console(**_PLAIN)
+err = _Console(stderr=True, **_PLAIN)
 
 
 def fail(message: str, code: int) -> int:

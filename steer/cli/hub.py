@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from steer.cli.app import app
-from steer.cli.console import doing, out, say
+from steer.cli.console import doing, harmless, out, say
 from steer.errors import InputError
 
 Repository = Annotated[str, typer.Argument(help="Repository on the hub: user/name.")]
@@ -56,7 +56,7 @@ def push(
     held = Bundle.load(bundle)
     if show_card:
         # Not through rich, which would wrap long lines.
-        print(model_card(held, repo, base_model=base_model, license=license))
+        print(harmless(str(model_card(held, repo, base_model=base_model, license=license))))
         return
     with doing(f"pushing to {repo}"):
         commit = push_bundle(

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from steer.cli.app import app
 from steer.cli.console import out
-from steer.cli.options import BundleFile, bundle_path
+from steer.cli.options import BundleFile, bundle_path, check_file
 from steer.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def onboard(
 
     if wish is not None and start is not None:
         raise InputError("--wish begins anew; leave out --from")
+    if output is not None:
+        check_file(output)
     path = bundle_path(bundle)
     edits = Bundle.load(path)
     portfolio = edits.portfolio

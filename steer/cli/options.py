@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -176,6 +177,19 @@ def bundle_path(path: Path | None) -> Path:
             "another bundle"
         )
     return default if path is None else path
+
+
+def check_file(output: Path) -> None:
+    """Refuse an --output that cannot be written to now, rather than after what makes it.
+
+    Raises:
+        InputError: If it is a folder, or lies in one that nothing may be written to.
+    """
+    if output.is_dir():
+        raise InputError(f"--output: {output} is a folder; expected a file name")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"--output: {output.parent} cannot be written to")
 
 
 def load_steerer(

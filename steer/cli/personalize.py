@@ -10,7 +10,7 @@ import typer
 
 from steer.cli.app import app
 from steer.cli.console import doing, out
-from steer.cli.options import BundleFile, Force, Model, Seed, bundle_path, load_steerer
+from steer.cli.options import BundleFile, Model, Seed, bundle_path, load_steerer
 from steer.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -47,25 +47,27 @@ def personalize(
     seed: Seed = None,
     model: Model = None,
     bundle: BundleFile = None,
-    force: Force = False,
 ) -> None:
     """Make a profile from a person's history, without training, and save it in a bundle.
 
     The bundle keeps what else is in it. A profile holds no text unless --keep-evidence.
     """
+    from steer.bundle import check_output, remember
     from steer.personalizer import Personalization
     from steer.profile import check_name
 
     # What can be refused is refused before the slow part.
     check_name(name)
     items = read_items(history)
-    _check_output(output, bundle_path(bundle))
-    steerer = load_steerer(model, bundle, force=force)
+    source = bundle_path(bundle)
+    check_output(output, source)
+    # A profile of another model than the bundle's could not be kept in it.
+    steerer = load_steerer(model, bundle, force=False)
     with doing("reading how they write"):
         profile = steerer.personalize(
             items, Personalization(seed=seed or 0), keep_evidence=keep_evidence
         )
-        steerer.bundle.with_profiles({name: profile}).save(output)
+        remember(output, name, profile, source)
     used, given = profile.statistics["items used"], profile.statistics["items"]
     out.print(
         f"{name}: {used} of {given} texts, {profile.dose:.2f} nats per token, "
@@ -95,7 +97,8 @@ def read_items(path: Path) -> list[HistoryItem]:
     from steer.history import HistoryItem
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`, which also breaks a text at the separators of Unicode within it.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     items = []
@@ -104,20 +107,13 @@ def read_items(path: Path) -> list[HistoryItem]:
             continue
         try:
             items.append(_item(json.loads(line)) if path.suffix == ".jsonl" else HistoryItem(line))
+        except RecursionError as error:
+            raise DataError(f"{path}, line {number}: its values are nested too deeply") from error
         except (ValueError, InputError) as error:
             raise DataError(f"{path}, line {number}: {error}") from error
     if not items:
         raise DataError(f"{path}: expected a text in a line, got none")
     return items
-
-
-def _check_output(output: Path, bundle: Path) -> None:
-    """Refuse to write over a file whose profiles would be lost."""
-    # That there is no such bundle is told where it is loaded.
-    if output.exists() and bundle.exists() and not output.samefile(bundle):
-        raise InputError(
-            f"{output} exists; add --bundle {output} to keep what is in it, or name another file"
-        )
 
 
 def _item(value: Any) -> HistoryItem:

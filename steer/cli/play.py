@@ -57,7 +57,13 @@ def play(
         shutdown_seconds=_SHUTDOWN,
     )
     settings = Settings(
-        model=model, bundle=bundle, force=force, store="sqlite://", limits=limits, rows=rows
+        model=model,
+        bundle=bundle,
+        force=force,
+        store="sqlite://",
+        any_host=no_keys,
+        limits=limits,
+        rows=rows,
     )
     with doing("loading the model"):
         application = make_app(settings)

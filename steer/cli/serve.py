@@ -98,6 +98,7 @@ def serve(
         store=store,
         keys=keys,
         origins=tuple(origin or ()),
+        any_host=no_keys,
         limits=Limits(
             in_flight=queue,
             answer_tokens=max_tokens,

@@ -64,8 +64,18 @@ class AnswerText:
         self._held = self._held[len(piece) :]
         return piece
 
-    def end(self) -> str:
-        """What was held back, now that nothing follows."""
+    def end(self, *, ended: bool = False) -> str:
+        """What was held back, now that nothing follows.
+
+        Args:
+            ended: Whether the model ended the answer. What it left of a character is a part of it
+                then, and is left out where a limit cut it off.
+        """
+        if ended:
+            self._held += self._tokenizer.decode(self._open, skip_special_tokens=True)
+            self._open = []
+            if not self._begun:
+                self._held = self._held.lstrip()
         piece, self._held = self._held, ""
         return piece.rstrip() if self._strip else piece
 
@@ -88,7 +98,7 @@ class AnswerText:
         lengths = [
             length
             for stop in self._stops
-            for length in range(1, len(stop))
+            for length in range(1, min(len(stop), len(self._held) + 1))
             if self._held.endswith(stop[:length])
         ]
         return max(lengths, default=0)

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
-from steer.serve.around import Bounded, Recorded
+from steer.serve.around import Bounded, Local, Recorded
 from steer.serve.cors import cors
 from steer.serve.problems import HANDLERS
 from steer.serve.routes import router
@@ -27,10 +27,12 @@ class Access:
     Attributes:
         tenants: By API key.
         origins: Of pages that may ask from a browser; none unless they are named.
+        any_host: Whether a server without keys may be asked under any name.
     """
 
     tenants: Tenants = field(default_factory=lambda: Tenants({}))
     origins: tuple[str, ...] = ()
+    any_host: bool = False
 
 
 def create_app(
@@ -58,6 +60,7 @@ def create_app(
             await run_in_threadpool(service.engine.stop, service.limits.shutdown_seconds)
             service.store.close()
 
+    local = access.tenants.open and not access.any_host
     app = FastAPI(
         title="steer",
         version=__version__,
@@ -66,6 +69,7 @@ def create_app(
         middleware=[
             *cors(access.origins),
             Middleware(Recorded, service=service),
+            *([Middleware(Local)] if local else []),
             Middleware(Bounded, most=service.limits.body_bytes),
         ],
     )

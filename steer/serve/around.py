@@ -1,8 +1,10 @@
-"""What stands around every request: a bound on its body, and a record of it."""
+"""What stands around every request: whom it is for, a bound on its body, and a record of it."""
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import re
 import time
 
 from fastapi.responses import JSONResponse
@@ -50,6 +52,40 @@ class Bounded:
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = JSONResponse(problem(413, self._message), 413)
         await response(scope, receive, send)
+
+
+class Local:
+    """Refuses names that no server without keys has, which is on one's own machine.
+
+    Any page can have its own name lead there (DNS rebinding), and its browser takes what it then
+    reads for the page's. It asks under that name; nobody can have one that is an address.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        told = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
+        if len(told) == 1 and _is_local(re.sub(r":\d*$", "", told[0])):
+            await self._app(scope, receive, send)
+            return
+        message = (
+            f"expected an address or localhost as Host, got {', '.join(told)!r:.80}; to be asked "
+            "under other names the server needs --keys FILE, or --no-keys if that is meant"
+        )
+        await JSONResponse(problem(400, message), 400)(scope, receive, send)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host.lower() == "localhost"
+    return True
 
 
 class Recorded:

@@ -74,6 +74,27 @@ def continuous_config(language_model: LanguageModel, room: Room) -> ContinuousBa
     )
 
 
+def _let_in_after_cancelling(scheduler: Any) -> None:
+    """Have the manager's scheduler take requests on again when others were cancelled.
+
+    Where the cache is full it takes none on until one has finished. Those that are cancelled never
+    do: if all were, whoever waits would wait for ever.
+    """
+    if not hasattr(scheduler, "block_new_requests"):  # of a version that takes them on always
+        return
+    clear = scheduler.clear_cancelled_requests
+
+    # Here, not in `cancel`: the manager's thread sets the flag.
+    def cleared() -> Any:
+        before = len(scheduler.active_requests)
+        found = clear()
+        if len(scheduler.active_requests) < before:
+            scheduler.block_new_requests = False
+        return found
+
+    scheduler.clear_cancelled_requests = cleared
+
+
 @dataclass(frozen=True, eq=False)
 class _Serving:
     """A request in flight."""
@@ -142,7 +163,7 @@ class ContinuousEngine:
         """Begin to answer.
 
         Raises:
-            SteeringError: If it has begun already.
+            SteeringError: If it has begun already, or cannot.
         """
         if self._manager is not None:
             raise SteeringError("the engine is running already")
@@ -165,6 +186,12 @@ class ContinuousEngine:
         # Its thread allocates the cache first. Until then the hooks would find no batch.
         while self._manager.batch_processor is None and self._manager.is_running():
             time.sleep(0.01)
+        if not self.healthy:
+            status = getattr(self._manager, "background_thread_status", None)
+            cause = getattr(status, "fatal_error", None)
+            self.stop()
+            raise SteeringError(f"the engine did not start: {cause!r}") from cause
+        _let_in_after_cancelling(self._manager.batch_processor.scheduler)
 
     def submit(self, name: str, job: Job, deliver: Deliver) -> None:
         """Take a request on; see `Engine.submit`."""
@@ -239,7 +266,9 @@ class ContinuousEngine:
             first = request.state.position_offset - length
             before = min(max(serving.begins - first, 0), length)
             slots += [0] * before + [serving.slot] * (length - before)
-        step = Step(tuple(slots), self._slots.tables, self._slots.version)
+        # After the slots: what was written for each of them is in it.
+        content = self._slots.content
+        step = Step(tuple(slots), content.tables, content.version)
         self._hooks.begin(step if any(slots) else None)
 
     def _after_forward(

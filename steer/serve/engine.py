@@ -129,5 +129,11 @@ def check_job(name: str, job: Job, engine: Engine, in_flight: Collection[str]) -
             f"expected a prompt that with its answer has at most {engine.longest} tokens, got "
             f"{len(job.prompt)} and {answer}"
         )
+    known = len(engine.language_model.model.get_input_embeddings().weight)
+    if max(job.prompt) >= known:
+        raise InputError(
+            f"expected token ids below {known}, of which the model has embeddings, got "
+            f"{max(job.prompt)}; its tokenizer has tokens that the model does not know"
+        )
     if job.decoding.num_beams > 1:
         raise InputError("beams are not searched in continuous batches; expected num_beams=1")

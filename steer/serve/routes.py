@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Any
 
+from anyio import fail_after, to_thread
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from steer.errors import SteerError
 from steer.profile import summary
@@ -29,6 +31,9 @@ router = APIRouter()
 
 # The client has gone; nginx's number for it.
 _GONE = 499
+# Seconds that a stream waits for a client to read on. One that does not would hold its place for
+# ever; a stalled line comes back sooner.
+_UNREAD = 30.0
 
 
 # Coroutines, though they wait for nothing: others would need one of the pool's threads.
@@ -74,7 +79,8 @@ def _model_card(request: Request, service: Service) -> dict[str, Any]:
 async def chat(body: ChatCompletion, request: Request, whose: Tenant, service: Serving) -> Response:
     """Answer a chat."""
     _check_model(body.model, service)
-    asked = service.chat(body, await _named(body.user, whose, service))
+    person = await _named(body.user, whose, service)
+    asked = await to_thread.run_sync(service.chat, body, person, limiter=service.preparing)
     return await _respond(service, asked, request, ChatShape(service.model), body)
 
 
@@ -84,7 +90,8 @@ async def completion(
 ) -> Response:
     """Continue a text."""
     _check_model(body.model, service)
-    asked = service.completion(body, await _named(body.user, whose, service))
+    person = await _named(body.user, whose, service)
+    asked = await to_thread.run_sync(service.completion, body, person, limiter=service.preparing)
     return await _respond(service, asked, request, TextShape(service.model), body)
 
 
@@ -188,7 +195,7 @@ def _told(user: str, person: Person) -> dict[str, Any]:
 
 
 class _Stream(EventSourceResponse):
-    """Server-sent events of answers, which are given up when the client has gone."""
+    """Server-sent events of answers, which are given up when nobody reads them any more."""
 
     def __init__(
         self, answering: Answering, events: AsyncIterator[dict[str, str]], grace: float
@@ -198,8 +205,15 @@ class _Stream(EventSourceResponse):
         self._answering = answering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # `send_timeout` of the class leaves out the first and the last message.
+        async def send_in_time(message: Message) -> None:
+            with fail_after(_UNREAD):
+                await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            # Nobody reads an error; the server closes what is left unfinished.
+            with suppress(TimeoutError):
+                await super().__call__(scope, receive, send_in_time)
         finally:
             # Also where the client had gone before the first event.
             self._answering.close()

@@ -38,6 +38,7 @@ class Settings:
         store: Database of people, as SQLAlchemy has it; None for SQLite in the user's state folder.
         keys: File of API keys; None to let everybody in.
         origins: Pages that may ask from a browser.
+        any_host: Whether it may be asked under any name where there are no keys.
         limits: What is taken on.
         engine: What runs the model.
         engine_options: Of vLLM's `AsyncEngineArgs`.
@@ -50,6 +51,7 @@ class Settings:
     store: str | None = None
     keys: Path | None = None
     origins: tuple[str, ...] = ()
+    any_host: bool = False
     limits: Limits = Limits()
     engine: EngineName = "transformers"
     engine_options: Mapping[str, Any] = field(default_factory=dict)
@@ -109,7 +111,7 @@ def make_app(settings: Settings, metrics: Callable[[], Awaitable[bytes]] | None 
     Raises:
         SteerError: As `make_service`.
     """
-    access = Access(settings.tenants, settings.origins)
+    access = Access(settings.tenants, settings.origins, settings.any_host)
     return create_app(make_service(settings), access, metrics)
 
 

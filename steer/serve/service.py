@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
+import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -153,6 +155,12 @@ class Service:
         self._edit_of = functools.lru_cache(_KEPT_EDITS)(self._weighted)
         self._usual: Float64 | None = None
         self._learning = CapacityLimiter(1)  # tokenizers are not to be used by two threads
+        self.preparing = CapacityLimiter(1)  # whoever waits takes no thread from others
+        # Of prompts; the model's own writes answers, in another thread.
+        tokenizer = copy.deepcopy(steerer.language_model.tokenizer)
+        self._reader = replace(steerer.language_model, tokenizer=tokenizer)
+        self._reading = threading.Lock()
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._feedback = 0  # that is being learnt from, or waits for it
         self.usual_seconds = 1.0  # of the last answers
 
@@ -164,21 +172,7 @@ class Service:
     # --- What is asked ----------------------------------------------------------------------------
 
     def chat(self, body: ChatCompletion, person: Person | None = None) -> Asked:
-        """What a chat asks for.
-
-        Args:
-            body: The request.
-            person: The stored one that it names.
-
-        Raises:
-            SteerError: If it cannot be answered.
-        """
-        language_model = self.steerer.language_model
-        text = render(language_model.tokenizer, [message.plain() for message in body.messages])
-        return self._asked(body, [tuple(prompt_tokens(language_model, text))], body.limit, person)
-
-    def completion(self, body: Completion, person: Person | None = None) -> Asked:
-        """What a completion asks for.
+        """What a chat asks for; a long one takes seconds to read.
 
         Args:
             body: The request.
@@ -188,10 +182,38 @@ class Service:
             SteerError: If it cannot be answered.
         """
         tokenizer = self.steerer.language_model.tokenizer
+        text = render(tokenizer, [message.plain() for message in body.messages])
+        self._check_characters(text)
+        with self._reading:
+            prompt = tuple(prompt_tokens(self._reader, text))
+        return self._asked(body, [prompt], body.limit, person)
+
+    def completion(self, body: Completion, person: Person | None = None) -> Asked:
+        """What a completion asks for; a long one takes seconds to read.
+
+        Args:
+            body: The request.
+            person: The stored one that it names.
+
+        Raises:
+            SteerError: If it cannot be answered.
+        """
         if any(not check_text(text, "prompt") for text in body.prompts):
             raise InputError("the prompt is empty; expected text")
-        prompts = [tuple(tokenizer(text)["input_ids"]) for text in body.prompts]
+        for text in body.prompts:
+            self._check_characters(text)
+        with self._reading:
+            prompts = [tuple(self._reader.tokenizer(text)["input_ids"]) for text in body.prompts]
         return self._asked(body, prompts, body.limit, person)
+
+    def _check_characters(self, text: str) -> None:
+        """Refuse at once what has too many tokens, however long they are."""
+        most = self.engine.longest * self._longest_token
+        if len(text) > most:
+            raise InputError(
+                f"the prompt has {len(text)} characters; expected at most {most}, which is what "
+                f"{self.engine.longest} tokens can hold"
+            )
 
     def _asked(
         self,
@@ -285,9 +307,15 @@ class Service:
         Raises:
             BusyError: If there is no room for it.
             FailedError: If the engine does not run.
+            InputError: If there never will be.
         """
         if not self.engine.healthy:
             raise FailedError("the engine does not run")
+        if len(asked.jobs) > self.limits.in_flight:
+            raise InputError(
+                f"expected at most {self.limits.in_flight} answers to a request, which is as many "
+                f"as this server writes, got {len(asked.jobs)}; ask for fewer at a time"
+            )
         if self.in_flight + len(asked.jobs) > self.limits.in_flight:
             raise self._busy()
         return Answering(self, asked)
@@ -462,7 +490,7 @@ class Answering:
                 reason = "stop"
                 service.engine.cancel(self._names[number])
             elif told.done:
-                text += texts[number].end()
+                text += texts[number].end(ended=told.ended)
                 reason = "stop" if told.ended else "length"
             if reason is not None:
                 going.discard(number)

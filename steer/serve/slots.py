@@ -73,13 +73,26 @@ class Reserved:
                 )
 
 
+@dataclass(frozen=True, eq=False)
+class Content:
+    """The tables after a change.
+
+    Attributes:
+        tables: By layer, what `steer.kernel` reads.
+        version: Counts the changes.
+    """
+
+    tables: dict[int, Tables]
+    version: int
+
+
 class Slots:
     """Tables of a model's layers; safe to use from several threads.
 
     Attributes:
-        tables: By layer, what `steer.kernel` reads. Where they grow they are replaced, so that a
-            forward pass that is under way keeps those it began with.
-        version: Counts the changes of their content.
+        content: The tables as they are. Where they grow they are replaced, so that a forward pass
+            that is under way keeps those it began with; with their version in one step, so that
+            who reads them without the lock never sees those of another.
     """
 
     def __init__(
@@ -108,22 +121,27 @@ class Slots:
         self._digests: dict[int, str] = {}
         self._free: list[int] = []
         self._capacity = 1
-        self.tables: dict[int, Tables] = {}
-        self.version = 0
+        tables: dict[int, Tables] = {}
         if reserved is not None:
             self._capacity = reserved.slots
             self._free = list(range(reserved.slots - 1, 0, -1))
-            self.tables = {
+            tables = {
                 index: self._room(index, None, reserved.slots, reserved.rank)
                 for index in reserved.layers
                 if index in devices
             }
+        self.content = Content(tables, 0)
 
     @classmethod
     def of(cls, language_model: LanguageModel) -> Slots:
         """Tables for a model, which grow."""
         devices = dict(enumerate(map(execution_device, language_model.layers)))
         return cls(language_model.width, devices, language_model.model.dtype)
+
+    @property
+    def tables(self) -> dict[int, Tables]:
+        """By layer, as they are; those of reserved room stay the same."""
+        return self.content.tables
 
     @property
     def in_use(self) -> int:
@@ -144,12 +162,14 @@ class Slots:
         with self._lock:
             slot = self._slot_of.get(digest)
             if slot is None:
+                tables = self.content.tables
                 if not self._free:
-                    self._grow()
+                    tables = self._grown(tables)
                 slot = self._free.pop()
                 if self._reserved is None:
-                    self._widen(edit)
-                self._write(slot, edit)
+                    tables = self._widened(tables, edit)
+                self._write(tables, slot, edit)
+                self.content = Content(tables, self.content.version + 1)
                 self._slot_of[digest] = slot
                 self._digests[slot] = digest
                 self._users[slot] = 0
@@ -181,35 +201,31 @@ class Slots:
                     f"{len(self._devices)} layers and width {self._width}"
                 )
 
-    def _grow(self) -> None:
+    def _grown(self, tables: dict[int, Tables]) -> dict[int, Tables]:
+        """Tables with more slots."""
         if self._reserved is not None:
             raise SteeringError(f"all {self._capacity} slots for edits are in use")
         capacity = max(_FIRST, 2 * self._capacity)
         self._free += range(capacity - 1, self._capacity - 1, -1)
-        self.tables = {
-            index: self._room(index, tables, capacity, tables.rank)
-            for index, tables in self.tables.items()
-        }
         self._capacity = capacity
+        return {index: self._room(index, old, capacity, old.rank) for index, old in tables.items()}
 
-    def _widen(self, edit: Edit) -> None:
-        """Make tables at the edit's layers, of its rank at least."""
-        wider = {}
+    def _widened(self, tables: dict[int, Tables], edit: Edit) -> dict[int, Tables]:
+        """Tables at the edit's layers too, of its rank at least."""
+        wider = dict(tables)
         for index, layer in edit.layers.items():
-            old = self.tables.get(index)
+            old = tables.get(index)
             if old is None or layer.rank > old.rank:
                 wider[index] = self._room(index, old, self._capacity, layer.rank)
-        if wider:
-            self.tables = {**self.tables, **wider}
+        return wider
 
-    def _write(self, slot: int, edit: Edit) -> None:
+    def _write(self, tables: dict[int, Tables], slot: int, edit: Edit) -> None:
         """In place: no row that is being computed reads a free slot."""
-        self.version += 1
         with torch.inference_mode(False), torch.no_grad():
             # A layer that the edit leaves alone may hold another one's rest in this slot.
-            for index, tables in self.tables.items():
-                row = pack([edit.layers.get(index)], self._width, tables.rank)
-                for part, values in zip(tables, row, strict=True):
+            for index, one in tables.items():
+                row = pack([edit.layers.get(index)], self._width, one.rank)
+                for part, values in zip(one, row, strict=True):
                     part[slot] = values[0].to(part)
 
     def _room(self, index: int, old: Tables | None, capacity: int, rank: int) -> Tables:

@@ -9,7 +9,9 @@ sure they are) or a profile (an edit), numbers both, and no text unless a profil
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -111,6 +113,9 @@ class Store:
         self._preferences = KeptPreferences()
         try:
             self._engine = _engine(url)
+            # What threads send to one connection would lie in one transaction, or break it.
+            shared = isinstance(self._engine.pool, StaticPool)
+            self._turn: AbstractContextManager[Any] = threading.Lock() if shared else nullcontext()
             _METADATA.create_all(self._engine)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise InputError(
@@ -239,7 +244,7 @@ class Store:
 
     def _run(self, statement: Any) -> Any:
         try:
-            with self._engine.begin() as connection:
+            with self._turn, self._engine.begin() as connection:
                 result = connection.execute(statement)
                 return result.freeze()() if result.returns_rows else result
         except IntegrityError:
@@ -283,7 +288,8 @@ def _key(tenant: str, name: str) -> tuple[Any, Any]:
 
 
 def _engine(url: str) -> Engine:
-    in_memory = url in ("sqlite://", "sqlite:///:memory:")
+    parsed = make_url(url)
+    in_memory = parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:")
     # One connection for all threads: every other one would see an empty database.
     options: dict[str, Any] = (
         {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}} if in_memory else {}

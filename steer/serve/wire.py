@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from steer.serve.asked_edit import MOST_STRENGTH
 
 MOST_CHOICES = 8
 MOST_STOPS = 4
+LONGEST_STOP = 1000  # characters; each token of an answer is held against all of them
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -96,6 +104,13 @@ class Steered(_Strict):
     metadata: dict[str, Any] | None = None
     store: Literal[False] | None = None
 
+    @field_validator("n", "stream", mode="before")
+    @classmethod
+    def _nothing_said(cls, value: Any, info: ValidationInfo) -> Any:
+        """OpenAI's clients may send null for what they leave open."""
+        assert info.field_name is not None, "of a field"
+        return cls.model_fields[info.field_name].default if value is None else value
+
     @model_validator(mode="after")
     def _one_way(self) -> Steered:
         ways = {"weights": self.weights, "profile": self.profile, "user": self.user}
@@ -106,6 +121,8 @@ class Steered(_Strict):
             raise ValueError("stream_options are for streams; pass stream=true")
         if any(not stop for stop in self.stops):
             raise ValueError("stop: expected strings that are not empty")
+        if any(len(stop) > LONGEST_STOP for stop in self.stops):
+            raise ValueError(f"stop: expected strings of at most {LONGEST_STOP} characters")
         return self
 
     @property
