@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from dataclasses import fields
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,6 +33,14 @@ def read_only(array: NDArray[Kind]) -> NDArray[Kind]:
     copy = array.copy()
     copy.setflags(write=False)
     return copy
+
+
+class Rebuilt:
+    """A dataclass whose arrays are read-only: so are its copies', which its constructor makes."""
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """How it is copied and pickled: NumPy's own copies of arrays can be written to."""
+        return type(self), tuple(getattr(self, one.name) for one in fields(cast("Any", self)))
 
 
 def checked_pairs(

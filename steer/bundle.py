@@ -115,6 +115,10 @@ class Bundle:
         if self.interference is not None:
             checks.check_interference(self.interference, self.traits)
 
+    def __repr__(self) -> str:
+        """Its model and traits; `info` tells the rest."""
+        return f"Bundle(model={self.model!r}, traits={list(self.traits)})"
+
     def with_profiles(self, profiles: Mapping[str, Profile]) -> Bundle:
         """The bundle with further profiles; one of a name that it holds is replaced.
 
@@ -150,7 +154,7 @@ class Bundle:
             # Names of other people are nobody's business.
             raise InputError(
                 f"no profile {name!r} among the bundle's {len(self.profiles)}; make one with "
-                "steer.personalize"
+                "`steer personalize`, in Python `steer.personalize`"
             )
         return self.profiles[name]
 
@@ -234,13 +238,13 @@ class Bundle:
         deepest = max((i for edit in self._edits().values() for i in edit.layers), default=-1)
         if fingerprint.width != self.fingerprint.width or deepest >= fingerprint.layers:
             raise FingerprintError(
-                f"{message}; its edits do not fit that model's layers, so force=True cannot help: "
-                "load the model it was built on, or build a bundle on this one"
+                f"{message}; its edits do not fit that model's layers, so --force (force=True) "
+                "cannot help: load the model it was built on, or build a bundle on this one"
             )
         if not force:
             raise FingerprintError(
                 f"{message}; load the model it was built on, build a bundle on this one, or pass "
-                "force=True to use it all the same"
+                "--force (in Python force=True) to use it all the same"
             )
         warnings.warn(f"{message}; its doses were not measured on this model", stacklevel=2)
 

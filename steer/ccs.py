@@ -26,6 +26,7 @@ from steer.arrays import (
     oriented,
 )
 from steer.errors import InputError
+from steer.fields import check_seed
 
 Normalisation = Literal["class", "common"]
 
@@ -121,8 +122,7 @@ def fit_ccs(
     check_choice("normalisation", normalisation, ("class", "common"))
     check_count("restarts", restarts)
     check_count("components", components)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise InputError(f"expected seed to be a whole number >= 0, got {seed!r}")
+    seed = check_seed(seed)
     if not 0 <= weight_decay < np.inf:
         raise InputError(f"expected a finite weight_decay >= 0, got {weight_decay!r}")
     if not 0 < held_out < 1:

@@ -91,7 +91,13 @@ def reference_meter(
     *,
     scope: Scope = "response",
 ) -> KLMeter:
-    """A meter on the unedited model's own greedy answers to the prompts."""
+    """A meter on the unedited model's own greedy answers to the prompts.
+
+    Raises:
+        InputError: If the prompts are no list, or it is empty.
+    """
+    if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
+        raise InputError(f"expected a non-empty list of prompts, got {prompts!r:.80}")
     texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
     answers = generate_batch(language_model, texts, _REFERENCE)
     sequences = [
@@ -124,7 +130,7 @@ def calibrate(
         meter: A meter made before by `reference_meter`, to share it between edits.
 
     Raises:
-        InputError: If the target is not positive or the edit is zero.
+        InputError: If the target is not positive, the edit is zero, or there are no prompts.
         CalibrationError: If no factor of the grid reaches the target.
     """
     if not kl > 0 or not np.isfinite(kl):

@@ -14,19 +14,19 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, reduce
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steer.arrays import read_only
+from steer.arrays import Rebuilt, read_only
 from steer.errors import InputError
+from steer.fields import ReadOnly
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class LayerEdit:
+class LayerEdit(Rebuilt):
     """The edit of one layer; width d, rank k (0 for additive edits).
 
     Its arrays are read-only copies, so that what an edit is called (`Edit.digest`) stays true.
@@ -57,6 +57,10 @@ class LayerEdit:
             raise InputError("layer edit: expected finite values, got NaN or infinity")
         for part in fields(self):
             object.__setattr__(self, part.name, read_only(getattr(self, part.name)))
+
+    def __repr__(self) -> str:
+        """Its sizes, not its arrays."""
+        return f"LayerEdit(width={self.width}, rank={self.rank})"
 
     @property
     def width(self) -> int:
@@ -115,7 +119,13 @@ class Edit:
             raise InputError(f"edit: expected layer indices >= 0, got {list(ordered)}")
         if len({layer.width for layer in ordered.values()}) > 1:
             raise InputError("edit: all layers must have the same width")
-        object.__setattr__(self, "layers", MappingProxyType(ordered))
+        object.__setattr__(self, "layers", ReadOnly(ordered))
+
+    def __repr__(self) -> str:
+        """Its width, and its layers with their ranks; not its arrays."""
+        width = next((layer.width for layer in self.layers.values()), None)
+        ranks = {index: layer.rank for index, layer in self.layers.items()}
+        return f"Edit(width={width}, ranks={ranks})"
 
     @property
     def rank(self) -> int:

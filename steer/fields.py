@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import fields
-from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from steer.errors import InputError
@@ -19,6 +18,41 @@ _V = TypeVar("_V")
 
 # Far more than settings need, and less than any walk through them bears.
 _DEEPEST = 64
+
+
+class ReadOnly(Mapping[_T, _V]):
+    """A mapping that nobody writes to; unlike `MappingProxyType` it can be copied and pickled."""
+
+    def __init__(self, values: Mapping[_T, _V]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, key: _T) -> _V:
+        """The value of a key."""
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[_T]:
+        """The keys."""
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._values)
+
+    def keys(self) -> KeysView[_T]:
+        """The keys, as of a `dict`: quicker than `Mapping`'s own, and reversible."""
+        return self._values.keys()
+
+    def values(self) -> ValuesView[_V]:
+        """The values, alike."""
+        return self._values.values()
+
+    def items(self) -> ItemsView[_T, _V]:
+        """Both, alike."""
+        return self._values.items()
+
+    def __repr__(self) -> str:
+        """As that of a `dict`."""
+        return repr(self._values)
 
 
 def check_object(value: object, where: str) -> dict[str, Any]:
@@ -59,7 +93,7 @@ def check_number(value: object, where: str) -> float:
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf
+        raise InputError(f"{where}: expected a finite number, got one of over 300 digits") from None
     if not math.isfinite(number):
         raise InputError(f"{where}: expected a finite number, got {value!r:.80}")
     return number
@@ -71,6 +105,24 @@ def check_whole(value: object, where: str) -> int:
     number = int(cast("int", value)) if integral else -1
     if not 0 <= number < 1 << 53:
         raise InputError(f"{where}: expected a whole number >= 0, got {value!r:.80}")
+    return number
+
+
+def check_bool(value: object, where: str) -> bool:
+    """A truth value."""
+    if not isinstance(value, bool):
+        raise InputError(f"{where}: expected true or false, got {value!r:.80}")
+    return value
+
+
+def check_seed(value: object, where: str = "seed") -> int:
+    """What every generator of random numbers can begin with."""
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    number = int(cast("int", value)) if integral else -1
+    if not 0 <= number < 1 << 63:
+        raise InputError(
+            f"{where}: expected a whole number >= 0 and below 2**63, got {value!r:.80}"
+        )
     return number
 
 
@@ -132,7 +184,7 @@ def check_mapping(
     pairs = {
         convert_key(key, where): convert(item, f"{where}[{key!r}]") for key, item in value.items()
     }
-    return MappingProxyType({key: pairs[key] for key in sorted(cast("Any", pairs))})
+    return ReadOnly({key: pairs[key] for key in sorted(cast("Any", pairs))})
 
 
 def by_layer(value: object, convert: Callable[[object, str], _V], where: str) -> dict[int, _V]:

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 
 from steer.activations import Tokens, read_tokens
+from steer.arrays import Rebuilt, read_only
 from steer.edits import Array, Edit, LayerEdit, additive
 from steer.errors import InputError
+from steer.fields import ReadOnly
 from steer.models import LanguageModel
 
 # Of the mean square of an activation, each dimension in units of its own: weak, there are many
@@ -31,7 +32,7 @@ _RIDGE = 5e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Gate:
+class Gate(Rebuilt):
     """Where edits act.
 
     Attributes:
@@ -41,14 +42,20 @@ class Gate:
     directions: Mapping[int, Array]
 
     def __post_init__(self) -> None:
-        ordered = {i: np.asarray(v, np.float32) for i, v in sorted(self.directions.items())}
+        ordered = {
+            i: read_only(np.asarray(v, np.float32)) for i, v in sorted(self.directions.items())
+        }
         for index, v in ordered.items():
             if index < 0 or v.ndim != 1 or not np.isfinite(v).all() or not v.any():
                 raise InputError(
                     f"gate, layer {index}: expected a finite direction (d,) other than zero at a "
                     f"layer >= 0, got shape {v.shape}"
                 )
-        object.__setattr__(self, "directions", MappingProxyType(ordered))
+        object.__setattr__(self, "directions", ReadOnly(ordered))
+
+    def __repr__(self) -> str:
+        """Its layers, not its arrays."""
+        return f"Gate(layers={list(self.directions)})"
 
     @property
     def digest(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from os.path import commonprefix
@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList
 
 from steer.chat import Message, render
 from steer.errors import InputError
-from steer.fields import check_fields
+from steer.fields import check_bool, check_fields, check_number, check_whole
 from steer.hooks import attach
 from steer.kvcache import growing_cache
 from steer.models import LanguageModel, check_positions
@@ -23,6 +23,20 @@ from steer.resources import content_key
 
 # Short enough that rows leave soon after their end; a call costs some milliseconds.
 _SEGMENT = 32
+
+
+_CHECKS: Mapping[str, Callable[[object, str], object]] = {
+    "max_new_tokens": check_whole,
+    "min_new_tokens": check_whole,
+    "do_sample": check_bool,
+    "temperature": check_number,
+    "top_p": check_number,
+    "top_k": check_whole,
+    "num_beams": check_whole,
+    "repetition_penalty": check_number,
+    "no_repeat_ngram_size": check_whole,
+}
+_MAY_BE_NONE = ("min_new_tokens", "temperature", "top_p", "top_k", "no_repeat_ngram_size")
 
 
 class DecodingOptions(TypedDict, total=False):
@@ -52,7 +66,7 @@ class Decoding:
         do_sample: Sample, rather than take the likeliest token.
         temperature: Divides the logits before sampling.
         top_p: Sample from the likeliest tokens that hold this much probability.
-        top_k: Sample from this many likeliest tokens.
+        top_k: Sample from this many likeliest tokens; 0 is all.
         num_beams: Beams of beam search.
         repetition_penalty: Divides the logits of tokens that stand in the answer; 1 is none.
         no_repeat_ngram_size: Length of token sequences that must not come twice, the prompt
@@ -70,27 +84,30 @@ class Decoding:
     no_repeat_ngram_size: int | None = 6
 
     def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _MAY_BE_NONE:
+                object.__setattr__(self, name, check(value, name))
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
+        if self.min_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise InputError(
+                f"min_new_tokens: expected at most max_new_tokens, {self.max_new_tokens}, got "
+                f"{self.min_new_tokens}"
+            )
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         given = [name for name, value in sampling.items() if value is not None]
         if given and not self.do_sample:
             raise InputError(f"{given[0]} has no effect on greedy decoding; pass do_sample=True")
         if self.num_beams < 1:
             raise InputError(f"num_beams: expected at least 1, got {self.num_beams}")
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+        if self.temperature is not None and not self.temperature > 0:
             raise InputError(f"temperature: expected a number above 0, got {self.temperature}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p: expected a number above 0, at most 1, got {self.top_p}")
-        if self.top_k is not None and self.top_k < 0:
-            raise InputError(f"top_k: expected at least 0 (0 is all tokens), got {self.top_k}")
-        if not 0 < self.repetition_penalty < float("inf"):
+        if not self.repetition_penalty > 0:
             raise InputError(
                 f"repetition_penalty: expected a number above 0, got {self.repetition_penalty}"
-            )
-        if self.no_repeat_ngram_size is not None and self.no_repeat_ngram_size < 0:
-            raise InputError(
-                f"no_repeat_ngram_size: expected at least 0, got {self.no_repeat_ngram_size}"
             )
 
     @classmethod

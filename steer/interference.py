@@ -27,13 +27,13 @@ from 1/10 down: as a weight goes to zero the doses become those without the trai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steer.arrays import read_only
+from steer.arrays import Rebuilt, read_only
 from steer.errors import InputError
 from steer.fair_doses import FairDoses
 from steer.fields import (
@@ -57,7 +57,7 @@ _IGNORED, _COUNTED = 0.1, 0.4
 
 
 @dataclass(frozen=True, eq=False)
-class Interference:
+class Interference(Rebuilt):
     """How the edits of traits move each other's rewards.
 
     Attributes:
@@ -69,8 +69,8 @@ class Interference:
     """
 
     traits: tuple[str, ...]
-    linear: Float64
-    quadratic: Float64
+    linear: Float64 = field(repr=False)
+    quadratic: Float64 = field(repr=False)
 
     def __post_init__(self) -> None:
         linear, quadratic = np.asarray(self.linear, float), np.asarray(self.quadratic, float)

@@ -50,7 +50,8 @@ def make_interference(
     if not recipe.interference_prompts or len(built.entries) < 2:
         return None
     tokens = min(recipe.decoding.max_new_tokens, _INTERFERING)
-    decoding = replace(recipe.decoding, max_new_tokens=tokens)
+    least = min(recipe.decoding.min_new_tokens or 0, tokens) or None
+    decoding = replace(recipe.decoding, max_new_tokens=tokens, min_new_tokens=least)
     rewards: dict[str, Reward] = {}
     for name, source in built.sources.items():
         try:

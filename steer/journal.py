@@ -61,7 +61,7 @@ class Journal:
                 if changed := [key for key in wanted if found.get(key) != wanted[key]]:
                     raise DataError(
                         f"{path} was made with other settings ({', '.join(changed)} differ); "
-                        "choose another folder or delete the file"
+                        "choose another folder (--work-dir) or delete the file"
                     )
                 self.header, self.rows = found, tuple(rows)
             self._size = self._write()

@@ -25,6 +25,7 @@ from steer.distill import Distillation, distill
 from steer.dose import reference_meter
 from steer.edits import Edit, additive
 from steer.errors import CalibrationError, DataError, InputError
+from steer.fields import check_seed
 from steer.gate import Gate, behind
 from steer.generation import prompt_tokens, turn_end
 from steer.history import History, HistoryItem, Selection, read_history, select
@@ -94,6 +95,7 @@ class Personalization:
         check_choice("selection", self.selection, get_args(Selection))
         for name in ("items", "prompts"):
             check_count(name, getattr(self, name))
+        object.__setattr__(self, "seed", check_seed(self.seed))
         self._check_layers()
         if not 0 < self.kl < np.inf:
             raise InputError(f"kl: expected a positive number of nats per token, got {self.kl}")

@@ -29,7 +29,7 @@ from steer.recipe import Recipe
 from steer.resources import cache_dir, content_key
 from steer.subspace import Subspace
 from steer.trait_edit import build_trait, fit, prepare
-from steer.traits import Trait, load_traits
+from steer.traits import Trait, load_traits, pole_names
 from steer.versions import versions
 from steer.workers import Alone, Unit, Workers
 
@@ -301,7 +301,8 @@ def _trait_of(bundle: Bundle, name: str, known: Mapping[str, Trait]) -> Trait:
     if name not in known:
         raise InputError(f"{name!r} is not a built-in trait; give its definition too")
     entry, trait = bundle.traits[name], known[name]
-    poles, expected = (trait.positive.pole, trait.negative.pole), (entry.positive, entry.negative)
+    poles = (trait.positive.pole, trait.negative.pole)
+    expected = pole_names(name, entry.positive, entry.negative)
     if poles != expected:
         raise InputError(
             f"trait {name!r}: expected the poles that the bundle was built with, {expected}, got "
@@ -420,12 +421,13 @@ def _pairs(
 ) -> dict[str, PairSet]:
     """The contrast pairs of all traits; a unit of work is a batch of prompts."""
     prompts = load_prompts("extract")[: recipe.prompts]
+    known = load_traits()
     files = [
         PairsFile(
             language_model,
             trait,
             prompts,
-            folder / "pairs" / f"{trait.name}.jsonl",
+            folder / "pairs" / _pairs_name(trait, known),
             seed=recipe.seed,
             sampling=sampling,
         )
@@ -437,6 +439,13 @@ def _pairs(
     for (file, _), answers in zip(units, bar, strict=True):
         file.add(answers)
     return {trait.name: file.pairs for trait, file in zip(traits, files, strict=True)}
+
+
+def _pairs_name(trait: Trait, known: Mapping[str, Trait]) -> str:
+    """The file of a trait's pairs; one of somebody's own changes, and has others then."""
+    if trait.name in known and trait.asked == known[trait.name].asked:
+        return f"{trait.name}.jsonl"
+    return f"{trait.name}-{content_key(trait.asked)[:8]}.jsonl"
 
 
 def _traits(traits: Sequence[Trait | str] | None) -> list[Trait]:

@@ -7,13 +7,13 @@ divergence, so that a request can be routed and its worst case told without the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steer.arrays import read_only
+from steer.arrays import Rebuilt, read_only
 from steer.certificate import Certificate, Measured
 from steer.edits import ZERO, Edit
 from steer.errors import InputError
@@ -108,7 +108,7 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Portfolio:
+class Portfolio(Rebuilt):
     """The kept edits, what they were chosen from, and how far they can fall short.
 
     Attributes:
@@ -130,14 +130,14 @@ class Portfolio:
     traits: tuple[str, ...]
     rewards: tuple[str, ...]
     objective: Objective
-    candidates: tuple[Candidate, ...]
-    mean_rewards: Float64
-    kl: Float64
+    candidates: tuple[Candidate, ...] = field(repr=False)
+    mean_rewards: Float64 = field(repr=False)
+    kl: Float64 = field(repr=False)
     kept: tuple[int, ...]
     edits: tuple[Edit, ...]
     certificate: Certificate
-    searched: tuple[Trial, ...] = ()
-    answered: tuple[Answered, ...] = ()
+    searched: tuple[Trial, ...] = field(default=(), repr=False)
+    answered: tuple[Answered, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         d, n = len(self.traits), len(self.candidates)

@@ -13,6 +13,7 @@ from steer.edit_tensors import check_storable, ranks_to_json, tensors_of
 from steer.edits import Edit
 from steer.errors import InputError
 from steer.fields import (
+    check_bool,
     check_fields,
     check_mapping,
     check_number,
@@ -52,8 +53,8 @@ class Profile:
     method: str
     statistics: Mapping[str, float | int | str] = field(default_factory=dict)
     insights: Insights | None = None
-    evidence: tuple[HistoryItem, ...] = ()
-    centre: NDArray[np.float32] | None = None
+    evidence: tuple[HistoryItem, ...] = field(default=(), repr=False)
+    centre: NDArray[np.float32] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -69,8 +70,7 @@ class Profile:
         object.__setattr__(self, "dose", check_number(self.dose, f"{where}'dose'"))
         if self.dose < 0:
             raise InputError(f"{where}'dose': expected nats per token >= 0, got {self.dose}")
-        if not isinstance(self.gated, bool):
-            raise InputError(f"{where}'gated': expected true or false, got {self.gated!r:.80}")
+        check_bool(self.gated, f"{where}'gated'")
         for key in ("contrast", "method"):
             check_text(getattr(self, key), f"{where}{key!r}")
         statistics = check_mapping(

@@ -14,14 +14,14 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from steer.arrays import read_only
+from steer.arrays import Rebuilt, read_only
 from steer.errors import InputError
 
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
+class Answered(Rebuilt):
     """What each entry of a portfolio answers to a prompt.
 
     Attributes:

@@ -15,6 +15,7 @@ from steer.bundle import Bundle
 from steer.chat import Chat, is_chat, render
 from steer.edits import ZERO, Edit
 from steer.errors import InputError
+from steer.fields import check_seed
 from steer.generation import Decoding, DecodingOptions, Generated, generate_batch
 from steer.history import History
 from steer.hooks import attach
@@ -305,7 +306,9 @@ class Steerer:
             InputError: If a prompt, weights or an option is not usable.
         """
         if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
-            raise InputError(f"expected a prompt or a non-empty list of prompts, got {prompts!r}")
+            raise InputError(
+                f"expected a prompt or a non-empty list of prompts, got {prompts!r:.80}"
+            )
         for what, rows in (("weights", weights), ("profiles", profile)):
             if (
                 not isinstance(rows, str)
@@ -313,11 +316,15 @@ class Steerer:
                 and len(rows) != len(prompts)
             ):
                 raise InputError(f"got {len(rows)} {what} for {len(prompts)} prompts")
+        if seed is not None:
+            seed = check_seed(seed)
         texts = [render(self.language_model.tokenizer, prompt) for prompt in prompts]
         if method is not None:
             if compose:
                 raise InputError("compose mixes edits, and has no effect with another method")
             requests = self._requests(prompts, weights, profile, strength)
+            if all(one.shares is None and one.person is None for one in requests):
+                raise InputError("a method has no effect without weights or a profile; give some")
             # Nothing is steered, nor can another thread steer the model meanwhile.
             with self._hooks.steer(ZERO):
                 serving = Serving(self.language_model, self.bundle, decoding, seed)
@@ -378,6 +385,8 @@ class Steerer:
         decoding = Decoding.from_options(options)
         if decoding.num_beams != 1:
             raise InputError("beam search cannot be streamed; expected num_beams=1")
+        if seed is not None:
+            seed = check_seed(seed)
         text = render(self.language_model.tokenizer, prompt)
         edit = self.resolve(weights, strength, compose=compose, profile=profile)
         return pieces(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from steer.edit_tensors import check_storable, ranks_to_json
@@ -45,9 +45,9 @@ class TraitEntry:
     dose: float
     method: str
     reliability: float
-    ccs_loss: Mapping[int, float]
-    direction_norm: Mapping[int, float]
-    statistics: Mapping[str, float | int | str]
+    ccs_loss: Mapping[int, float] = field(repr=False)
+    direction_norm: Mapping[int, float] = field(repr=False)
+    statistics: Mapping[str, float | int | str] = field(repr=False)
 
     def __post_init__(self) -> None:
         """Validate."""

@@ -25,7 +25,7 @@ class Pole:
     """One end of a trait.
 
     Attributes:
-        pole: One or two words that name this end, such as "brief".
+        pole: A few words that name this end, such as "brief".
         instructions: Paraphrased commands that ask a model for it.
     """
 
@@ -42,7 +42,8 @@ class Trait:
     """An axis with a positive and a negative pole.
 
     `Trait("calm", positive="Answer calmly.", negative="Answer in a panic.")` is enough; several
-    paraphrases, given as a list, make the direction depend less on one wording.
+    paraphrases, given as a list, make the direction depend less on one wording. Its poles are then
+    called "calm" and "not calm".
 
     Attributes:
         name: Lower-case words joined by hyphens.
@@ -125,7 +126,7 @@ def _pole(name: str, key: str, value: object) -> Pole:
     if isinstance(value, str):
         value = [value]
     if isinstance(value, Sequence):
-        value = {"pole": key, "instructions": list(value)}
+        value = {"instructions": list(value)}
     if not isinstance(value, Mapping):
         raise TraitError(
             f"{where}': expected an instruction, a list of them, or 'pole' and 'instructions', "
@@ -133,7 +134,7 @@ def _pole(name: str, key: str, value: object) -> Pole:
         )
     if unknown := set(value) - {"pole", "instructions"}:
         raise TraitError(f"{where}': unknown field {sorted(map(str, unknown))[0]!r}")
-    pole, instructions = value.get("pole", key), value.get("instructions")
+    pole, instructions = value.get("pole", _unnamed(name, key)), value.get("instructions")
     if not isinstance(pole, str) or not pole.strip():
         raise TraitError(f"{where}.pole': expected a word or two, got {_told(pole)}")
     if not isinstance(instructions, list) or not instructions:
@@ -146,6 +147,31 @@ def _pole(name: str, key: str, value: object) -> Pole:
                 f"{where}.instructions': expected non-empty text, got {_told(instruction)}"
             )
     return Pole(pole, tuple(instructions))
+
+
+def _unnamed(name: str, key: str) -> str:
+    """What an end is called that the definition of its trait gives no name."""
+    words = name.replace("-", " ")
+    return words if key == "positive" else f"not {words}"
+
+
+def pole_names(name: str, positive: str, negative: str) -> tuple[str, str]:
+    """What the ends of a bundle's trait are called.
+
+    Earlier bundles call an end that the definition gave no name "positive" or "negative".
+
+    Args:
+        name: Of the trait.
+        positive: What the bundle calls its positive end.
+        negative: What the bundle calls the other.
+    """
+    known = load_traits().get(name)
+    if known is not None and (known.positive.pole, known.negative.pole) == (positive, negative):
+        return positive, negative
+    return (
+        _unnamed(name, "positive") if positive == "positive" else positive,
+        _unnamed(name, "negative") if negative == "negative" else negative,
+    )
 
 
 def read_trait(path: str | Path) -> Trait:

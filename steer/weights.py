@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Collection, Mapping
-from numbers import Real
 
-from steer.errors import WeightsError
+from steer.errors import InputError, WeightsError
+from steer.fields import check_number
 
 
 def normalise_weights(weights: Mapping[str, float], known: Collection[str]) -> dict[str, float]:
@@ -23,24 +24,19 @@ def normalise_weights(weights: Mapping[str, float], known: Collection[str]) -> d
     names = ", ".join(sorted(known))
     if not isinstance(weights, Mapping):
         raise WeightsError(
-            f"expected weights as a mapping such as {{'brevity': 1.0}}, got {weights!r}; "
-            f"known traits: {names}"
+            "expected weights as a mapping such as {'brevity': 1.0}, got "
+            f"{reprlib.repr(weights)}; known traits: {names}"
         )
+    amounts = {}
     for name, weight in weights.items():
         if name not in known:
             raise WeightsError(f"unknown trait {name!r}; known traits: {names}")
-        if isinstance(weight, bool) or not isinstance(weight, Real):
-            raise WeightsError(f"weight of {name!r}: expected a number, got {weight!r}")
-        if not math.isfinite(weight) or weight < 0:
-            raise WeightsError(
-                f"weight of {name!r}: expected a finite number >= 0, got {weight}; "
-                f"known traits: {names}"
-            )
-    largest = max(map(float, weights.values()), default=0.0)
+        amounts[name] = _amount(weight, f"weight of {name!r}", f"; known traits: {names}")
+    largest = max(amounts.values(), default=0.0)
     if largest == 0:
         raise WeightsError(f"all weights are zero; give at least one of {names} a weight > 0")
     # Divided by the largest first: neither very large nor very small weights can overflow.
-    scaled = {name: float(w) / largest for name, w in sorted(weights.items()) if w > 0}
+    scaled = {name: w / largest for name, w in sorted(amounts.items()) if w > 0}
     total = math.fsum(scaled.values())
     return {name: weight / total for name, weight in scaled.items()}
 
@@ -65,11 +61,15 @@ def check_strength(strength: float) -> float:
     Raises:
         WeightsError: If it is not.
     """
-    if isinstance(strength, bool) or not isinstance(strength, Real):
-        raise WeightsError(f"strength: expected a number >= 0, got {strength!r}")
-    if not math.isfinite(strength) or strength < 0:
-        raise WeightsError(
-            f"strength: expected a finite number >= 0, got {strength} "
-            "(0 is the unsteered model, 1 the default dose)"
-        )
-    return float(strength)
+    return _amount(strength, "strength", " (0 is the unsteered model, 1 the default dose)")
+
+
+def _amount(value: object, where: str, told: str) -> float:
+    """A finite number >= 0; `told` ends the error."""
+    try:
+        number = check_number(value, where)
+    except InputError as error:
+        raise WeightsError(f"{error}{told}") from None
+    if number < 0:
+        raise WeightsError(f"{where}: expected a number >= 0, got {number}{told}")
+    return number

@@ -60,6 +60,9 @@ _NOT_MINE = re.compile(
 _PART, _SECOND, _THEIRS = 0.8, 0.3, 0.3
 # Of nearness beside the classifier's probability, and how sharply the nearest trait stands out.
 _NEAR, _SHARPNESS = 0.25, 15.0
+# The probability of its negative pole from which on a trait is not asked for: "long answers" lie as
+# near to the instructions of brevity as "short answers" do, and are likelier its opposite than not.
+_OPPOSITE = 0.5
 # Words up to which a clause takes over the "not" of the one before, "not long or complicated",
 # unless it begins anew: "don't be long, be clear".
 _SHORT = 2
@@ -134,7 +137,9 @@ def weights_from_words(text: str, known: Collection[str] | None = None) -> dict[
     wishes = [wish for wish in read_wishes(text) if known is None or wish.trait in known]
     if not wishes or wishes[0].clarity < _LEAST:
         names = ", ".join(sorted(_reader().traits if known is None else known))
-        raise InputError(f"found no wish for a trait in {text!r:.80}; known traits: {names}")
+        raise InputError(
+            f"found no wish for more of a trait in {text!r:.80}; known traits: {names}"
+        )
     least = max(_LEAST, _SHARE * wishes[0].clarity)
     taken = {wish.trait: wish.clarity for wish in wishes if wish.clarity >= least}
     total = sum(taken.values())
@@ -182,13 +187,15 @@ class Reader:
     instructions: Float64
 
     def asked(self, texts: Sequence[str]) -> Float64:
-        """How clearly clauses ask for each trait's positive pole (n, d)."""
+        """How clearly clauses ask for each trait's positive pole (n, d); 0 for its opposite."""
         seen = features(texts)
         chance = softmax(seen @ self.coefficients.T + self.intercept, axis=1)
         about = seen[:, : self.instructions.shape[1]]  # what it is about: the first embedding
         near = softmax(_SHARPNESS * about @ self.instructions.T, axis=1)
         negated = seen[:, -1:]
-        return np.asarray(chance[:, : len(self.traits)] + _NEAR * (1 - negated) * near)
+        positive, negative = np.split(chance[:, :-1], 2, axis=1)
+        clarity = positive + _NEAR * (1 - negated) * near
+        return np.where(negative > _OPPOSITE, 0.0, clarity)
 
 
 @cache

@@ -248,7 +248,9 @@ def test_without_weights_nothing_changes(steerer, name):
     decoding = Decoding(max_new_tokens=40)
     rendered = [render(steerer.language_model.tokenizer, prompt) for prompt in PROMPTS]
     plain = generate_batch(steerer.language_model, rendered, decoding)
-    assert steerer.answer(PROMPTS, None, method=name, decoding=decoding) == plain
+    assert (
+        steerer.answer(PROMPTS, [BOTH, None, None], method=name, decoding=decoding)[1:] == plain[1:]
+    )
     assert steerer.answer(PROMPTS, BOTH, strength=0, method=name, decoding=decoding) == plain
 
 
@@ -265,7 +267,8 @@ def test_sampling_is_seeded(steerer, method):
 def test_a_row_is_what_it_is_alone(steerer):
     together = steerer.answer(PROMPTS, ROWS, method="logit-rectification", decoding=SHORT)
     for prompt, row, answer in zip(PROMPTS, ROWS, together, strict=True):
-        alone = steerer.answer([prompt], row, method="logit-rectification", decoding=SHORT)
+        method = None if row is None else "logit-rectification"
+        alone = steerer.answer([prompt], row, method=method, decoding=SHORT)
         assert alone == [answer]
 
 
@@ -471,6 +474,9 @@ def test_what_cannot_be_served_is_refused(steerer):
         steerer.generate("Hi", BOTH, method="magic")
     with pytest.raises(InputError, match="compose mixes edits"):
         steerer.generate("Hi", BOTH, method="system-prompt", compose=True)
+    for method in ("few-shot", RetrievedHistory({"ann": ["Hi."]})):
+        with pytest.raises(InputError, match="no effect without weights or a profile"):
+            steerer.generate(["Hi", "Why?"], method=method)
     with pytest.raises(WeightsError, match="unknown trait 'speed'"):
         steerer.generate("Hi", {"speed": 1}, method="system-prompt")
     for bad in (

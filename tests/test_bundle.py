@@ -1,5 +1,6 @@
 """`steer.bundle`: what is saved is loaded exactly, and no damaged file is ever loaded."""
 
+import copy
 import hashlib
 import json
 import os
@@ -508,6 +509,26 @@ def test_mappings_are_copied_and_read_only():
             mapping["x"] = 1
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_are_the_same_and_read_only(saved, copied):
+    bundle = Bundle.load(saved)
+    other = copied(bundle)
+    other.save(saved)
+    assert _same(Bundle.load(saved), bundle)
+    with pytest.raises(TypeError):
+        other.traits["x"] = other.traits["brevity"]
+    for array in (other.portfolio.kl, other.portfolio.mean_rewards, other.interference.linear):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+def test_a_bundle_and_its_parts_are_told_shortly():
+    bundle = _bundle()
+    assert repr(bundle) == f"Bundle(model={bundle.model!r}, traits={list(bundle.traits)})"
+    for part in (bundle.portfolio, bundle.interference, *bundle.traits.values()):
+        assert not any(name in repr(part) for name in ("mean_rewards", "linear", "ccs_loss"))
+
+
 def test_failure_while_writing_leaves_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
 
@@ -669,7 +690,7 @@ def test_other_model_is_refused_or_warned_of():
     bundle = _bundle()
     bundle.check_model(replace(FINGERPRINT))
     other = replace(FINGERPRINT, weights="cd" * 32, vocabulary=51)
-    with pytest.raises(FingerprintError, match="force=True") as caught:
+    with pytest.raises(FingerprintError, match=r"--force \(in Python force=True\)") as caught:
         bundle.check_model(other)
     assert str(FINGERPRINT) in str(caught.value) and str(other) in str(caught.value)
     assert "vocabulary, weights" in str(caught.value)
@@ -679,7 +700,7 @@ def test_other_model_is_refused_or_warned_of():
 
 @pytest.mark.parametrize("change", [{"width": WIDTH + 1}, {"layers": 2}])
 def test_force_cannot_make_edits_fit(change):
-    with pytest.raises(FingerprintError, match="cannot help"):
+    with pytest.raises(FingerprintError, match=r"--force \(force=True\) cannot help"):
         _bundle().check_model(replace(FINGERPRINT, **change), force=True)
 
 

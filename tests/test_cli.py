@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import json
 import os
 import re
 import signal
+import socket
 import stat
 import struct
 import subprocess
@@ -21,6 +23,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import typer
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -32,7 +35,7 @@ from steer.cli.console import harmless
 from steer.cli.personalize import read_items
 from steer.cover import Closeness, is_cover
 from steer.edits import additive
-from steer.errors import LowReliabilityWarning, ModelError, WeightsError
+from steer.errors import DataError, LowReliabilityWarning, ModelError, WeightsError
 from steer.generation import Decoding, Generated
 from steer.interference import Interference
 from steer.models import Fingerprint, load_model
@@ -154,6 +157,11 @@ def test_version_and_help(steer) -> None:
             assert code == 0 and "Example" in text
 
 
+def test_no_sentence_of_a_help_is_broken_into_lines() -> None:
+    for command in typer.main.get_command(cli.app).commands.values():
+        assert not [part for part in command.help.split("\n\n")[1:] if "\n" in part], command.name
+
+
 def test_defaults_in_the_help_are_those_of_the_engine() -> None:
     recipe, decoding = Recipe(), Decoding()
     source = inspect.getsource(cli.build) + inspect.getsource(cli.options)
@@ -179,6 +187,7 @@ def test_help_does_not_import_torch() -> None:
 def test_usage_errors(steer) -> None:
     fails(steer("nosuch"), 2, "nosuch", "steer --help")
     fails(steer("generate"), 2, "prompt", "steer generate --help")
+    fails(steer("generate", "Hi", "--seed", "9" * 26), 2, "--seed")
     fails(steer("generate", "hello", "--nosuch"), 2, "--nosuch")
     fails(steer("generate", "hello", "--max-new-tokens", "0"), 2, "--max-new-tokens")
     fails(steer("generate", "hello", "-w", "brevity"), 2, "TRAIT=NUMBER")
@@ -442,6 +451,20 @@ def test_texts_are_not_broken_within(between: str, tmp_path: Path) -> None:
     plain = tmp_path / "a.txt"
     plain.write_bytes(f"{text}\r\nSo.\r\n".encode("utf-8-sig"))
     assert [item.text for item in read_items(plain)] == [text, "So."]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".JSON", ".ndjson", ".csv"])
+def test_histories_of_other_kinds_are_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_text('[{"text": "I like tea."}]')
+    with pytest.raises(DataError, match=r"expected a \.txt file .*\.jsonl"):
+        read_items(path)
+
+
+def test_how_the_end_of_a_name_is_written_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "a.JSONL"
+    path.write_text('{"text": "I like tea."}')
+    assert [item.text for item in read_items(path)] == ["I like tea."]
 
 
 def test_histories_that_are_none_are_refused(steer, folder: Path, tmp_path: Path) -> None:
@@ -1109,7 +1132,10 @@ def test_route_tells_the_entry(steer, routed: Path) -> None:
 
 def test_route_refuses(steer, folder: Path, routed: Path) -> None:
     fails(steer("route", "--bundle", str(routed)), 2, "-w")
-    fails(steer("route", "-w", "zest=1", "--bundle", str(routed)), 2, "brevity, warmth")
+    for wanted in (("-w", "zest=1"), ("-w", "zest=1", "-w", "brevity=1")):
+        refused = steer("route", *wanted, "--bundle", str(routed))
+        fails(refused, 2, "'zest' is not in the portfolio, so it is composed", "brevity, warmth")
+    fails(steer("route", "-w", "nosuch=1", "--bundle", str(routed)), 2, "unknown trait 'nosuch'")
     plain = str(folder / "bundle.safetensors")
     fails(steer("route", "-w", "brevity=1", "--bundle", plain), 2, "no portfolio")
 
@@ -1187,7 +1213,8 @@ def test_onboard_reads_again_skips_and_ends(steer, asked: Path, monkeypatch) -> 
 
 def test_onboard_goes_on(steer, asked: Path, tmp_path: Path) -> None:
     me, bundle = tmp_path / "me.json", ("--bundle", str(asked), "--questions", "0")
-    steer("onboard", *bundle, "--wish", "Be kind and warm.", "--output", str(me))
+    _, _, err = steer("onboard", *bundle, "--wish", "Be kind and warm.", "--output", str(me))
+    assert err == "read as warmth 1.00\n"
     assert Preference.load(me).weights["warmth"] > 0.7
     code, out, _ = steer("onboard", *bundle, "--from", str(me))
     assert code == 0 and "above all more" in out
@@ -1213,8 +1240,15 @@ def test_generate_by_wish_or_preference(steer, folder: Path, asked: Path, tmp_pa
     options = ("--max-new-tokens", "3", "--no-repeat-ngram-size", "0", *files)
     _, out, _ = steer("generate", "hello", "--preference", str(me), *options)
     assert out.split() == ["world"] * 3
-    _, out, _ = steer("generate", "hello", "--wish", "Keep it short.", "--compose", *options)
+    _, out, err = steer("generate", "hello", "--wish", "Keep it short.", "--compose", *options)
     assert out.split() == ["short"] * 3
+    assert err == "read as brevity 1.00\n"
+    kind = ("--wish", "Be funny, and kind.", "--compose")
+    _, out, err = steer("generate", "hello", *kind, *options)
+    assert out.split() == ["kind"] * 3 and err == "read as warmth 1.00\n"
+    fails(
+        steer("generate", "hello", "--wish", "Be formal.", *options), 2, "traits: brevity, warmth"
+    )
     both = ("--wish", "Keep it short.", "-w", "brevity=1")
     fails(steer("generate", "hello", *both, *options), 2, "one of -w, --preference and --wish")
     fails(steer("generate", "hello", "--preference", f"{me}x", *options), 1, "me.jsonx")
@@ -1296,10 +1330,28 @@ def test_a_server_tells_where_it_can_be_reached(
     monkeypatch.setattr("steer.serve.server.make_app", lambda _: SimpleNamespace(state=state))
     monkeypatch.setattr("steer.serve.logs.log_as_json", lambda: None)
     listened = []
-    monkeypatch.setattr("steer.serve.listen.listen", lambda *told: listened.append(told[1:3]))
+    monkeypatch.setattr("steer.serve.listen.bound", lambda *at: contextlib.nullcontext(at))
+    monkeypatch.setattr("steer.serve.listen.listen", lambda *told: listened.append(told[1]))
     code, out, _ = steer("serve", "--host", host)
     assert (code, out) == (0, f"serving {model} at http://{shown}:8000/v1\n")
     assert listened == [(host, 8000)]
+
+
+@pytest.mark.parametrize("more", [(), ("--replicas", "2")])
+def test_a_port_in_use_is_told_before_the_slow_part(steer, monkeypatch, more) -> None:
+    pytest.importorskip("steer.serve.server", reason="serving needs transformers 5")
+    monkeypatch.setattr("steer.serve.server.make_app", lambda _: pytest.fail("loaded a model"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        told = f"cannot listen on 127.0.0.1, port {port}: Address already in use"
+        fails(steer("serve", "--port", port, *more), 1, told, "--port")
+    fails(steer("serve", "--host", "256.0.0.1", "--no-keys", *more), 1, "256.0.0.1, port 8000")
+
+
+def test_pages_that_no_browser_names_so_are_refused(steer) -> None:
+    pytest.importorskip("steer.serve.server", reason="serving needs transformers 5")
+    for origin in ("example.org", "https://app.example.org/", "https://Example.org", "https://"):
+        fails(steer("serve", "--origin", origin), 2, "scheme://host", origin)
 
 
 # --- play ----------------------------------------------------------------------------------------

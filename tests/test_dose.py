@@ -66,6 +66,12 @@ def test_targets_that_mean_nothing_are_refused(kl: float) -> None:
         calibrate(tiny("llama"), some_edit(), PROMPTS, kl=kl)
 
 
+@pytest.mark.parametrize("prompts", ["hello", []])
+def test_prompts_are_a_list(prompts: Any) -> None:
+    with pytest.raises(InputError, match="non-empty list of prompts"):
+        calibrate(tiny("llama"), some_edit(), prompts, kl=0.1)
+
+
 def test_zero_edit_and_unreachable_target_are_refused() -> None:
     with pytest.raises(InputError, match="zero"):
         calibrate(tiny("llama"), ZERO, PROMPTS)

@@ -1,6 +1,8 @@
 """`steer.edits`: edits are values with arithmetic; what each does is checked on activations."""
 
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -142,6 +144,26 @@ def test_arrays_are_read_only_copies():
             getattr(layer, name)[...] = 0
         array[...] = 0  # the caller's own is the caller's own
     assert Edit({0: layer}).digest == digest
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_are_read_only_too(copied):
+    edit = Edit({2: LayerEdit(**FITTING)})
+    other = copied(edit)
+    assert other.digest == edit.digest
+    with pytest.raises(TypeError):
+        other.layers[1] = other.layers[2]
+    for name in FITTING:
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(other.layers[2], name)[...] = 0
+
+
+def test_an_edit_is_told_by_its_sizes():
+    layer = LayerEdit(**FITTING)
+    sizes = f"width={layer.width}, ranks={{2: {layer.rank}, 5: {layer.rank}}}"
+    assert repr(Edit({2: layer, 5: layer})) == f"Edit({sizes})"
+    assert repr(layer) == f"LayerEdit(width={layer.width}, rank={layer.rank})"
+    assert repr(ZERO) == "Edit(width=None, ranks={})"
 
 
 @given(edits())

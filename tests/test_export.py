@@ -205,6 +205,24 @@ def test_a_checkpoint_of_an_entry(files, capsys):
     assert not (files / "other").exists()
 
 
+def test_what_would_be_lost_is_told_before_the_slow_part(files, capsys, monkeypatch):
+    monkeypatch.setattr("steer.models.load_model", lambda _: pytest.fail("loaded a model"))
+    (files / "there").mkdir()
+    assert run(files, "hf", str(files / "there"), "--entry", "2") == 2
+    assert "there exists; name a new folder" in capsys.readouterr().err
+    (files / "calm.yml").touch()
+    for form in ("gguf", "repeng"):
+        for name in ("brief.gguf", "calm.yml"):
+            assert run(files, form, str(files / name)) == 2
+            assert "add -w TRAIT=NUMBER or --entry N, or name a folder" in capsys.readouterr().err
+    assert not (files / "brief.gguf").exists()
+
+
+def test_a_checkpoint_is_written_without_a_bar(tmp_path, capfd):
+    bake(tiny("llama"), {1: np.ones(WIDTH, np.float32)}, tmp_path / "baked", "told")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.real
 def test_the_packaged_model_baked(tmp_path):
     import steer

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +58,19 @@ def test_its_digest_tells_it_from_others() -> None:
     others = [GATE, Gate({1: X[1], 3: X[0]}), Gate({1: X[0]}), Gate({1: X[0], 2: X[1]})]
     assert len({gate.digest for gate in others}) == 4
     assert Gate(dict(GATE.directions)).digest == GATE.digest
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_are_read_only_too(copied: Callable[[Gate], Gate]) -> None:
+    given = X[0].copy()
+    gate = Gate({1: given})
+    other = copied(gate)
+    given[...] = 0  # the caller's own is the caller's own
+    assert other.digest == gate.digest == Gate({1: X[0]}).digest
+    for one in (gate, other):
+        with pytest.raises(ValueError, match="read-only"):
+            one.directions[1][...] = 0
+    assert repr(other) == "Gate(layers=[1])"
 
 
 def answers(model: LanguageModel) -> list[tuple[list[int], tuple[int, ...]]]:

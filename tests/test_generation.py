@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -249,11 +250,30 @@ def test_first_attached_in_inference_mode() -> None:
         ({"repetition_penalty": float("nan")}, "repetition_penalty"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
         ({"temperature": 0.5}, "do_sample"),
+        ({"min_new_tokens": 10, "max_new_tokens": 4}, "min_new_tokens: expected at most"),
+        ({"max_new_tokens": "4"}, "max_new_tokens: expected a whole number"),
+        ({"max_new_tokens": 4.5}, "max_new_tokens"),
+        ({"max_new_tokens": None}, "max_new_tokens"),
+        ({"min_new_tokens": "x"}, "min_new_tokens"),
+        ({"do_sample": "no"}, "do_sample: expected true or false"),
+        ({"do_sample": True, "temperature": "hot"}, "temperature: expected a number"),
+        ({"do_sample": True, "temperature": 10**400}, "temperature"),
+        ({"do_sample": True, "top_p": "0.5"}, "top_p"),
+        ({"do_sample": True, "top_k": 2.5}, "top_k"),
+        ({"num_beams": 2.5}, "num_beams"),
+        ({"repetition_penalty": None}, "repetition_penalty"),
+        ({"no_repeat_ngram_size": 2.5}, "no_repeat_ngram_size"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Decoding(**options)
+
+
+def test_options_are_numbers_of_any_kind() -> None:
+    given = Decoding(np.int64(8), do_sample=True, temperature=np.float32(0.5), top_k=np.int32(3))
+    assert given == Decoding(8, do_sample=True, temperature=0.5, top_k=3)
+    assert Decoding.from_json(json.loads(json.dumps(asdict(given))), "here") == given
 
 
 # --- The end of a turn ---------------------------------------------------------------------------

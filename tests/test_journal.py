@@ -71,7 +71,7 @@ def test_what_is_whole_is_not_written_again(tmp_path: Path) -> None:
 def test_other_settings_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     path = written(tmp_path)
     before = path.read_bytes()
-    with pytest.raises(DataError, match=r"other settings \(model, seed differ\).*delete the file"):
+    with pytest.raises(DataError, match=r"other settings \(model, seed differ\).*--work-dir"):
         Journal(path, {**HEADER, "model": "large", "seed": 1})
     assert path.read_bytes() == before
 

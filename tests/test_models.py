@@ -10,6 +10,7 @@ import accelerate
 import pytest
 import torch
 import transformers
+from transformers.utils import logging
 
 import steer.models
 from steer import packaged
@@ -22,6 +23,7 @@ from steer.errors import (
 )
 from steer.generation import Decoding, generate_batch
 from steer.models import find_layers, fingerprint, load_model, wrap_model
+from steer.quiet import no_progress_bars
 from tests.models import (
     FAMILIES,
     LAYERS,
@@ -355,3 +357,13 @@ def test_a_model_that_cannot_be_put_on_the_device(saved, monkeypatch, error):
     monkeypatch.setattr(transformers.PreTrainedModel, "to", refuse)
     with pytest.raises(ModelError, match="put on cpu: no place for it"):
         load_model(saved[0], device="cpu")
+
+
+def test_progress_bars_are_off_inside_the_block_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    reader = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
+    bar = reader.tqdm
+    with no_progress_bars():
+        assert list(reader.tqdm([1, 2], desc="quantising")) == [1, 2]
+        assert list(logging.tqdm([1, 2], desc="loading")) == [1, 2]
+    assert reader.tqdm is bar
+    assert capfd.readouterr().err == ""

@@ -516,6 +516,7 @@ def test_what_is_disliked_is_avoided_by_an_imitation(model: LanguageModel) -> No
         ({"method": "distilled"}, "'style' gives no requests"),
         ({"contrast": "history"}, "'imitation' is of the person's own texts"),
         ({"contrast": "insights"}, "'imitation' is of the person's own texts"),
+        *(({"seed": seed}, "seed: expected a whole") for seed in (-1, 1.5, "1", 2**63)),
         ({"items": 2.5}, "items to be a whole number >= 1, got 2.5"),
         *(
             ({"layers": layers}, "layers: expected 'middle', 'ccs-jump' or a tuple of ascending")

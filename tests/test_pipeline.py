@@ -21,7 +21,7 @@ from steer.errors import CalibrationError, DataError, FingerprintError, InputErr
 from steer.generation import Decoding
 from steer.likelihood import log_ratio
 from steer.models import LanguageModel
-from steer.pipeline import build, build_interference, build_portfolio
+from steer.pipeline import _pairs, build, build_interference, build_portfolio
 from steer.precompute import PortfolioRecipe
 from steer.prompts import Prompt, load_prompts
 from steer.recipe import Recipe
@@ -31,6 +31,7 @@ from steer.trait_edit import Context, _dose, _mean_log_ratio, _read
 from steer.traits import Pole, Trait, load_traits
 from steer.undosed import plain_prompts, undosed_edit
 from steer.versions import versions
+from steer.workers import Alone
 from tests.models import tiny, with_pictographs
 from tests.test_generation import an_edit
 
@@ -544,6 +545,41 @@ def test_a_portfolio_of_traits_of_ones_own(sampled: list[Any], tmp_path: Path) -
     sampled.clear()
     after = build_portfolio(bundle, WANTED, tiny("llama"), [mine], work_dir=tmp_path)
     assert sampled[1][0] is mine and after.portfolio is not None
+
+
+def test_an_earlier_bundle_of_a_trait_without_names_for_its_poles(
+    sampled: list[Any], tmp_path: Path
+) -> None:
+    mine = Trait("brevity", "Be brief.", "Be long.")
+    recipe = replace(QUICK, method="mean-difference", interference_prompts=0)
+    bundle = build(tiny("llama"), [mine, "simplicity"], recipe=recipe, work_dir=tmp_path)
+    entry = bundle.traits["brevity"]
+    assert (entry.positive, entry.negative) == ("brevity", "not brevity")
+    unnamed = replace(entry, positive="positive", negative="negative")
+    earlier = replace(bundle, traits={**bundle.traits, "brevity": unnamed})
+    after = build_portfolio(earlier, WANTED, tiny("llama"), [mine], work_dir=tmp_path)
+    assert after.portfolio is not None
+
+
+def test_pairs_of_a_changed_trait_are_others(tmp_path: Path) -> None:
+    recipe, model = replace(QUICK, prompts=8), tiny("llama")
+    sampling = Decoding(max_new_tokens=2)
+
+    def made(*traits: Trait) -> set[str]:
+        workers = Alone(model)
+        _pairs(model, traits, recipe, tmp_path, workers, sampling=sampling, progress=False)
+        return {path.name for path in (tmp_path / "pairs").glob("*.jsonl")}
+
+    brevity = load_traits()["brevity"]
+    first = made(brevity, Trait("calm", "Be calm.", "Be loud."))
+    assert "brevity.jsonl" in first and len(first) == 2
+    again = made(replace(brevity, pictographs=False), Trait("calm", "Be calm.", "Be loud."))
+    assert again == first
+    changed = made(
+        replace(brevity, positive=Pole("brief", ("Be curt.",))),
+        Trait("calm", "Be very calm.", "Be loud."),
+    )
+    assert changed > first and len(changed) == 4
 
 
 def test_too_few_pairs_for_a_portfolio(

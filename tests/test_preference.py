@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,9 +113,14 @@ def test_of_a_bundle(bundle: Bundle) -> None:
             Preference.of(bundle, {"warmth": 1}, worth=worth)
 
 
-def test_a_bundle_without_a_portfolio_gives_all_its_traits(bundle: Bundle) -> None:
-    from dataclasses import replace
+def test_a_trait_without_names_for_its_poles_is_told_by_its_own(bundle: Bundle) -> None:
+    calm = replace(bundle.traits["warmth"], name="calm", positive="positive", negative="negative")
+    mine = replace(bundle, portfolio=None, interference=None, traits={"calm": calm})
+    preference = Preference.of(mine)
+    assert preference.summary == "I like answers that are calm."
 
+
+def test_a_bundle_without_a_portfolio_gives_all_its_traits(bundle: Bundle) -> None:
     preference = Preference.of(replace(bundle, portfolio=None))
     assert preference.traits == tuple(bundle.traits)
 

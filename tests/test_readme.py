@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -47,7 +48,12 @@ def test_examples_of_the_server_run(tmp_path: Path, capsys: pytest.CaptureFixtur
         found = httpx.post(
             address, content=body, headers={"Content-Type": "application/json"}, timeout=60
         )
-        assert len(found.json()["choices"][0]["message"]["content"].split()) > 3
+        reply, (shown,) = found.json(), [one for one in blocks("json") if "chatcmpl" in one]
+        assert len(reply["choices"][0]["message"]["content"].split()) > 3
+        # The lines of the answer that is shown are broken at spaces.
+        shown = json.loads(" ".join(shown.split()))
+        assert reply.keys() == shown.keys() and reply["steer"] == shown["steer"]
+        assert reply["usage"]["prompt_tokens"] == shown["usage"]["prompt_tokens"]
 
 
 def test_cli_examples_name_commands_that_exist() -> None:

@@ -228,6 +228,7 @@ def test_sampling_is_repeatable_and_greedy_is_the_default(client):
         ({"user": "nobody"}, 404, "no stored user 'nobody'"),
         ({"model": "gpt-9"}, 404, "no model 'gpt-9'"),
         ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"min_tokens": 13}, 400, "min_tokens: expected at most max_tokens, 12"),
         ({"max_tokens": 201}, 400, "at most 200"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "role"),
@@ -716,6 +717,9 @@ def test_pages_of_other_origins_may_not_ask_unless_named():
         assert (
             "access-control-allow-origin" not in client.options("/v1/models", headers=ask).headers
         )
+    for wrong in ("a.example", "https://a.example/", "https://a.example/page", "https://A.example"):
+        with pytest.raises(InputError, match="scheme://host"):
+            Access(origins=(wrong,))
     named = Access(origins=("https://a.example",))
     with a_client(an_app(access=named)) as client:
         found = client.options("/v1/models", headers=ask).headers

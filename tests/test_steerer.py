@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -210,3 +213,38 @@ def test_a_stream_is_sampled_by_its_seed() -> None:
     for seed in (3, 4):
         pieces = "".join(steerer.stream("Hi", {"warmth": 1}, seed=seed, **options))
         assert pieces.strip() == steerer.generate("Hi", {"warmth": 1}, seed=seed, **options)
+
+
+@pytest.mark.parametrize("seed", ["1", 1.0, True, -1, 2**63, 10**30])
+def test_a_seed_is_a_whole_number(seed: object) -> None:
+    steerer = a_steerer()
+    for answer in (steerer.generate, steerer.stream):
+        with pytest.raises(InputError, match="seed: expected a whole number"):
+            answer("Hi", seed=seed)
+
+
+def test_a_seed_is_a_number_of_any_kind() -> None:
+    steerer = a_steerer()
+    options = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 8}
+    for seed in (3, 2**63 - 1):
+        expected = steerer.generate("Hi", seed=seed, **options)
+        assert steerer.generate("Hi", seed=np.int64(seed), **options) == expected
+
+
+def test_what_is_no_weights_is_told_shortly() -> None:
+    steerer = a_steerer()
+    for wrong in (TRAITS["warmth"], steerer.bundle):
+        with pytest.raises(InputError) as caught:
+            steerer.generate("Hi", wrong)
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_answers_alike_by_itself(copied: Callable[[Steerer], Steerer]) -> None:
+    steerer = a_steerer()
+    other = copied(steerer)
+    options = {"max_new_tokens": 8}
+    with steerer.steer({"zest": 1}):  # nothing is shared
+        found = other.generate(PROMPTS, {"warmth": 1}, **options)
+        steerer.language_model.model(torch.tensor([[5]]))
+    assert found == steerer.generate(PROMPTS, {"warmth": 1}, **options)

@@ -476,7 +476,7 @@ def test_fit_subspace_refuses(positive, negative, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": -1}, "seed to be a whole number >= 0, got -1"),
+        ({"seed": -1}, "seed: expected a whole number >= 0 and below .*, got -1"),
         ({"restarts": 0}, "restarts to be a whole number >= 1"),
         ({"components": 1.5}, "components to be a whole number >= 1, got 1.5"),
         ({"weight_decay": -1.0}, "weight_decay >= 0"),

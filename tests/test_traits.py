@@ -9,7 +9,7 @@ import yaml
 
 from steer.errors import TraitError
 from steer.resources import data_dir
-from steer.traits import Pole, Trait, load_traits, read_trait
+from steer.traits import Pole, Trait, load_traits, pole_names, read_trait
 
 GOOD = {
     "name": "calm",
@@ -97,6 +97,25 @@ def test_a_trait_in_code():
     assert len({trait, Trait("calm", ["Answer calmly."], ["Panic.", "Shout."])}) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         trait.name = "other"
+
+
+def test_poles_without_names_are_called_by_the_trait():
+    trait = Trait("very-calm", "Answer calmly.", ["Panic.", "Shout."])
+    assert (trait.positive.pole, trait.negative.pole) == ("very calm", "not very calm")
+    assert Trait("calm", {"instructions": ["Be at ease."]}, "Panic.").positive.pole == "calm"
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "called"),
+    [
+        ("very-calm", ("positive", "negative"), ("very calm", "not very calm")),
+        ("calm", ("at ease", "negative"), ("at ease", "not calm")),
+        ("calm", ("at ease", "frantic"), ("at ease", "frantic")),
+        ("positivity", ("positive", "negative"), ("positive", "negative")),
+    ],
+)
+def test_poles_of_earlier_bundles(name, stored, called):
+    assert pole_names(name, *stored) == called
 
 
 def test_a_folder_of_traits(tmp_path):

@@ -85,6 +85,8 @@ def test_the_extremes_of_floats():
         ({"warmth": "1"}, "'1'"),
         ({"warmth": None}, "None"),
         ({"warmth": True}, "True"),
+        ({"warmth": 10**400}, "over 300 digits"),
+        ({"warmth": "1" * 1000}, "'1111"),
         ({"warmth": 1j}, "1j"),
         ({"warmth": 0, "humor": 0.0}, "all weights are zero"),
         ({}, "all weights are zero"),
@@ -107,6 +109,13 @@ def test_refusals_name_the_known_traits(weights):
     assert all(name in str(error.value) for name in KNOWN)
 
 
+def test_refusals_are_short():
+    for weights in ({"warmth": "1" * 1000}, [1.0] * 1000):
+        with pytest.raises(WeightsError) as error:
+            normalise_weights(weights, KNOWN)
+        assert len(str(error.value)) < 300
+
+
 @given(numbers)
 def test_strengths_that_are_accepted(strength):
     result = check_strength(strength)
@@ -114,7 +123,9 @@ def test_strengths_that_are_accepted(strength):
     assert result == float(strength)
 
 
-@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf"), "1", None, True, [1.0]])
+@pytest.mark.parametrize(
+    "strength", [-0.1, float("nan"), float("inf"), "1", None, True, [1.0], 10**400]
+)
 def test_strengths_that_are_refused(strength):
     with pytest.raises(WeightsError, match="strength"):
         check_strength(strength)

@@ -39,6 +39,24 @@ def test_plain_words(text: str, traits: set[str]) -> None:
     assert sum(weights.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("text", "trait"),
+    [
+        ("I want long answers", "brevity"),
+        ("less brief", "brevity"),
+        ("you are too brief", "brevity"),
+        ("informal please", "formality"),
+        ("be pessimistic", "positivity"),
+        ("serious please", "humor"),
+        ("technical language please", "simplicity"),
+    ],
+)
+def test_the_opposite_of_a_trait_is_no_wish_for_it(text: str, trait: str) -> None:
+    assert {wish.trait: wish.clarity for wish in read_wishes(text)}[trait] == 0
+    with pytest.raises(InputError, match="more of a trait"):
+        weights_from_words(text, [trait])
+
+
 def test_it_says_by_which_words() -> None:
     wishes = {wish.trait: wish for wish in read_wishes("I live in Rome. Be brief and be funny.")}
     assert "brief" in wishes["brevity"].words and "funny" in wishes["humor"].words

@@ -54,8 +54,9 @@ def cover(
 ) -> None:
     """Find few weights that stand for every preference, and prove it.
 
-    The closeness is --eps-prime with --delta-prime, or is chosen for a guarantee: --epsilon with
-    --delta, or --epsilon with --size.
+    The closeness is --eps-prime with --delta-prime, or is chosen for a guarantee.
+
+    A guarantee is --epsilon with --delta, or --epsilon with --size.
     """
     from steer.cover import Closeness, Scale, closeness_for, cover_of_size, minimal_cover
 

@@ -85,10 +85,12 @@ def _write_checkpoint(
     bundle: Bundle, edit: Edit, told: str, output: Path, model: str | None, force: bool
 ) -> None:
     from steer.export.additive import offsets
-    from steer.export.checkpoint import bake
+    from steer.export.checkpoint import bake, check_new
     from steer.models import load_model
 
-    vectors = offsets(edit)  # what cannot be exported is refused before the slow part
+    # What cannot be exported, or not there, is refused before the slow part.
+    vectors = offsets(edit)
+    check_new(output)
     with doing("loading the model"):
         loaded = load_model(model)
     bundle.check_model(loaded.fingerprint, force=force)
@@ -108,6 +110,11 @@ def _entries(bundle: Bundle, folder: Path) -> dict[Path, int | None]:
     """A file for every entry of the portfolio."""
     if bundle.portfolio is None:
         raise InputError("expected weights or an entry; add -w TRAIT=NUMBER or --entry N")
+    if folder.suffix == ".gguf" or folder.is_file():
+        raise InputError(
+            f"{folder}: expected a folder, for a file of every entry; add -w TRAIT=NUMBER or "
+            "--entry N, or name a folder"
+        )
     numbers = range(1, len(bundle.portfolio.edits) + 1)
     return {folder / f"entry-{number:02d}.gguf": number for number in numbers}
 

@@ -82,7 +82,7 @@ def generate(
         repetition_penalty,
         no_repeat_ngram_size,
     )
-    weights = wanted(weight, preference, wish)
+    weights = wanted(weight, preference, wish, bundle)
     if strength is not None:
         check_strength(strength)
     if weights is not None and profile is not None:

@@ -46,8 +46,9 @@ def push(
 ) -> None:
     """Publish a bundle on a hub, with a card that says what is in it.
 
-    The card takes the place of the repository's README.md. Log in with `hf auth login`, or set
-    HF_TOKEN; another hub is named by HF_ENDPOINT.
+    The card takes the place of the repository's README.md.
+
+    Log in with `hf auth login`, or set HF_TOKEN; another hub is named by HF_ENDPOINT.
     """
     from steer.bundle import Bundle
     from steer.card import model_card

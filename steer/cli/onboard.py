@@ -13,7 +13,7 @@ from rich.text import Text
 
 from steer.cli.app import app
 from steer.cli.console import out
-from steer.cli.options import BundleFile, bundle_path, check_file
+from steer.cli.options import BundleFile, bundle_path, check_file, read_wish
 from steer.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def onboard(
     from steer.bundle import Bundle
     from steer.onboarding import Onboarding
     from steer.preference import Preference
-    from steer.wishes import weights_from_words
 
     if wish is not None and start is not None:
         raise InputError("--wish begins anew; leave out --from")
@@ -68,7 +67,7 @@ def onboard(
             )
         preference = preference.later()
     else:
-        weights = None if wish is None else weights_from_words(wish, portfolio.traits)
+        weights = None if wish is None else read_wish(wish, portfolio.traits)
         preference = Preference.of(edits, weights, seed=seed)
     onboarding = _ask(
         Onboarding.begin(preference, portfolio, most=questions, regret=regret, seed=seed)

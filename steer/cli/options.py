@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steer.cli.console import doing
+from steer.cli.console import doing, say
 from steer.errors import InputError, SteerError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ Compose = Annotated[
     bool,
     typer.Option("--compose", help="Mix the traits' edits, also where a portfolio would serve."),
 ]
-Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Makes sampling repeatable.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Sample, rather than decode greedily.")]
 Temperature = Annotated[
     float | None, typer.Option(min=1e-4, help="Divides the logits; with --sample.")
@@ -140,22 +140,29 @@ def weights_of(given: Sequence[str] | None) -> dict[str, float] | None:
 
 
 def wanted(
-    weight: Sequence[str] | None, preference: Path | None, wish: str | None
+    weight: Sequence[str] | None, preference: Path | None, wish: str | None, bundle: Path | None
 ) -> dict[str, float] | None:
-    """Weights, however they are given; None if they are not."""
-    given = [weights_of(weight)]
+    """Weights, however they are given; None if they are not. A wish is for a bundle's traits."""
+    if sum(given is not None for given in (weight or None, preference, wish)) > 1:
+        raise InputError("give weights by one of -w, --preference and --wish")
     if preference is not None:
         from steer.preference import Preference
 
-        given.append(Preference.load(preference).weights)
+        return Preference.load(preference).weights
     if wish is not None:
-        from steer.wishes import weights_from_words
+        from steer.bundle import Bundle
 
-        given.append(weights_from_words(wish))
-    found = [weights for weights in given if weights is not None]
-    if len(found) > 1:
-        raise InputError("give weights by one of -w, --preference and --wish")
-    return found[0] if found else None
+        return read_wish(wish, Bundle.load(bundle_path(bundle)).traits)
+    return weights_of(weight)
+
+
+def read_wish(wish: str, known: Collection[str]) -> dict[str, float]:
+    """Weights that words ask for; what was read is told on stderr."""
+    from steer.wishes import weights_from_words
+
+    weights = weights_from_words(wish, known)
+    say(f"read as {', '.join(f'{name} {weight:.2f}' for name, weight in weights.items())}")
+    return weights
 
 
 def parse_number(text: str, what: str) -> float:

@@ -16,6 +16,13 @@ from steer.errors import DataError, InputError
 if TYPE_CHECKING:
     from steer.history import HistoryItem
 
+_HISTORY = (
+    'a .txt file with a text in each line, or .jsonl with {"text": ..., "prompt": ..., '
+    '"disliked": ...} in each, of which only the first is needed'
+)
+# Suffixes of files whose marks and brackets would be learnt as what the person writes.
+_OTHERS = {".json", ".ndjson", ".csv"}
+
 Name = Annotated[str, typer.Option(help="Whose profile it is.")]
 
 
@@ -27,11 +34,7 @@ Name = Annotated[str, typer.Option(help="Whose profile it is.")]
 def personalize(
     history: Annotated[
         Path,
-        typer.Argument(
-            help="What a person wrote or liked, in the order of time: a .txt file with a text in "
-            'each line, or .jsonl with {"text": ..., "prompt": ..., "disliked": ...} in each, of '
-            "which only the first is needed."
-        ),
+        typer.Argument(help=f"What a person wrote or liked, in the order of time: {_HISTORY}."),
     ],
     name: Name,
     output: Annotated[
@@ -96,6 +99,9 @@ def read_items(path: Path) -> list[HistoryItem]:
     """
     from steer.history import HistoryItem
 
+    kind = path.suffix.lower()
+    if kind in _OTHERS:
+        raise DataError(f"{path}: expected {_HISTORY}, got {kind}")
     try:
         # Not `splitlines`, which also breaks a text at the separators of Unicode within it.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -106,7 +112,7 @@ def read_items(path: Path) -> list[HistoryItem]:
         if not line.strip():
             continue
         try:
-            items.append(_item(json.loads(line)) if path.suffix == ".jsonl" else HistoryItem(line))
+            items.append(_item(json.loads(line)) if kind == ".jsonl" else HistoryItem(line))
         except RecursionError as error:
             raise DataError(f"{path}, line {number}: its values are nested too deeply") from error
         except (ValueError, InputError) as error:

@@ -41,7 +41,7 @@ def play(
     """
     try:
         from steer.play.page import mount
-        from steer.serve.listen import listen
+        from steer.serve.listen import bound, listen
         from steer.serve.server import Settings, make_app
         from steer.serve.service import Limits
     except ImportError as error:
@@ -65,12 +65,13 @@ def play(
         limits=limits,
         rows=rows,
     )
-    with doing("loading the model"):
-        application = make_app(settings)
-        mount(application, application.state.service)
-    out.print(f"playground at {url(host, port)}/play", soft_wrap=True)
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
-    listen(application, host, port, limits.shutdown_seconds)
+    with bound(host, port) as sockets:
+        with doing("loading the model"):
+            application = make_app(settings)
+            mount(application, application.state.service)
+        out.print(f"playground at {url(host, port)}/play", soft_wrap=True)
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
+        listen(application, sockets, limits.shutdown_seconds)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

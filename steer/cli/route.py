@@ -25,16 +25,23 @@ def route(
 ) -> None:
     """Tell which edit of a bundle serves a mixture, and what that is worth."""
     from steer.bundle import Bundle
-    from steer.weights import check_strength
+    from steer.weights import check_strength, normalise_weights
 
     path = bundle_path(bundle)
     weights = weights_of(weight)
     if weights is None:
         raise InputError("expected weights; add -w TRAIT=NUMBER")
-    portfolio = Bundle.load(path).portfolio
+    edits = Bundle.load(path)
+    portfolio = edits.portfolio
     if portfolio is None:
         raise InputError(f"{path}: holds no portfolio, so mixtures are composed")
-    entry = portfolio.entry(weights, check_strength(strength))
+    shares = normalise_weights(weights, edits.traits)
+    if outside := [name for name in shares if name not in portfolio.traits]:
+        raise InputError(
+            f"{outside[0]!r} is not in the portfolio, so it is composed of the traits' own edits; "
+            f"the portfolio is of {', '.join(portfolio.traits)}"
+        )
+    entry = portfolio.entry(shares, check_strength(strength))
     table = Table(box=SIMPLE_HEAD)
     table.add_column("trait", no_wrap=True)
     for heading in ("weight", "reward"):

@@ -80,8 +80,7 @@ def serve(
 ) -> None:
     """Serve the model to many people at once, each request with weights of its own.
 
-    POST /v1/chat/completions and /v1/completions take "weights", or "profile", or "user", and
-    "strength"; GET /docs tells of all.
+    POST to /v1 takes "weights", "profile" or "user", and "strength"; GET /docs tells of all.
     """
     try:
         from steer.serve.server import Settings
@@ -125,24 +124,29 @@ def serve(
 
 
 def _serve_one(settings: Settings, host: str, port: int) -> None:
-    from steer.serve.listen import listen
+    from steer.serve.listen import bound, listen
     from steer.serve.logs import log_as_json
     from steer.serve.server import make_app
 
-    with doing("loading the model"):
-        application = make_app(settings)
-    log_as_json()
-    served = application.state.service.model
-    out.print(f"serving {served} at {url(host, port)}/v1", soft_wrap=True)
-    listen(application, host, port, settings.limits.shutdown_seconds)
+    with bound(host, port) as sockets:
+        with doing("loading the model"):
+            application = make_app(settings)
+        log_as_json()
+        served = application.state.service.model
+        out.print(f"serving {served} at {url(host, port)}/v1", soft_wrap=True)
+        listen(application, sockets, settings.limits.shutdown_seconds)
 
 
 def _serve_replicas(
     settings: Settings, host: str, port: int, number: int, cpus: int, address: str | None
 ) -> None:
     from steer.cluster import LOCAL
+    from steer.serve.listen import bound
     from steer.serve.replicas import Replicas, replicated
 
+    if address is None:
+        with bound(host, port):  # Ray would find out late, and say less
+            pass
     # An end in good order, as Ctrl-C is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as stack:

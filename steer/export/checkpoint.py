@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from steer.edits import Array
 from steer.errors import InputError
 from steer.models import LanguageModel
+from steer.quiet import no_progress_bars
 
 # By `config.model_type`: where the last projection of a layer is that ends in the stream, with
 # nothing behind it.
@@ -61,18 +62,27 @@ def bake(
             f"the vectors at layers {bad} do not fit a model of {len(layers)} layers "
             f"and width {width}"
         )
-    if folder.exists():
-        raise InputError(f"{folder} exists; name a new folder")
+    check_new(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with _biased(model, layers, kind, vectors):
+        with _biased(model, layers, kind, vectors), no_progress_bars():
             model.save_pretrained(temporary)
         language_model.tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(told + "\n", encoding="utf-8")
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder for a checkpoint that is there already.
+
+    Raises:
+        InputError: If it is.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists; name a new folder")
 
 
 def _is_quantised(model: PreTrainedModel, layers: tuple[nn.Module, ...], kind: str) -> bool:

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
 from steer.serve.around import Bounded, Local, Recorded
-from steer.serve.cors import cors
+from steer.serve.cors import check_origins, cors
 from steer.serve.problems import HANDLERS
 from steer.serve.routes import router
 from steer.serve.service import Service
@@ -33,6 +33,9 @@ class Access:
     tenants: Tenants = field(default_factory=lambda: Tenants({}))
     origins: tuple[str, ...] = ()
     any_host: bool = False
+
+    def __post_init__(self) -> None:
+        check_origins(self.origins)
 
 
 def create_app(

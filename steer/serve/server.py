@@ -17,6 +17,7 @@ from steer.errors import InputError, SteerError
 from steer.packaged import NAME as PACKAGED_NAME
 from steer.resources import default_bundle_path, state_dir
 from steer.serve.app import Access, create_app
+from steer.serve.cors import check_origins
 from steer.serve.engine import Engine
 from steer.serve.service import Limits, Service
 from steer.serve.store import Store, absolute_url
@@ -60,6 +61,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise InputError(f"engine: expected one of {ENGINES}, got {self.engine!r}")
+        check_origins(self.origins)
         if self.engine_options and self.engine != "vllm":
             raise InputError("engine options are for vLLM; choose that engine")
         if self.rows is not None and self.engine != "transformers":

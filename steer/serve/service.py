@@ -281,6 +281,10 @@ class Service:
             limit = min(self.limits.default_tokens, most)
         elif limit > most:
             raise InputError(f"max_tokens: expected at most {most} for this prompt, got {limit}")
+        if (body.min_tokens or 0) > limit:
+            raise InputError(
+                f"min_tokens: expected at most max_tokens, {limit}, got {body.min_tokens}"
+            )
         sampled = body.temperature is None and (body.top_p is not None or body.top_k is not None)
         do_sample = bool(body.temperature) or sampled
         if not do_sample and (body.top_p is not None or body.top_k is not None):
