@@ -29,7 +29,7 @@ from steer.recipe import Recipe
 from steer.resources import cache_dir, content_key
 from steer.subspace import Subspace
 from steer.trait_edit import build_trait, fit, prepare
-from steer.traits import Trait, load_traits, pole_names
+from steer.traits import Trait, load_traits
 from steer.versions import versions
 from steer.workers import Alone, Unit, Workers
 
@@ -302,7 +302,7 @@ def _trait_of(bundle: Bundle, name: str, known: Mapping[str, Trait]) -> Trait:
         raise InputError(f"{name!r} is not a built-in trait; give its definition too")
     entry, trait = bundle.traits[name], known[name]
     poles = (trait.positive.pole, trait.negative.pole)
-    expected = pole_names(name, entry.positive, entry.negative)
+    expected = (entry.positive, entry.negative)
     if poles != expected:
         raise InputError(
             f"trait {name!r}: expected the poles that the bundle was built with, {expected}, got "

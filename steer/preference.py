@@ -33,7 +33,6 @@ from steer.fields import (
 from steer.posterior import Posterior
 from steer.questions import Question
 from steer.resources import atomic_path
-from steer.traits import pole_names
 from steer.weights import normalise_weights
 
 THUMB = 0.5
@@ -97,11 +96,7 @@ class Preference:
             # First of all traits: those with zero need not be the portfolio's.
             shares = normalise_weights(normalise_weights(weights, bundle.traits), names)
             concentration += worth * np.array([shares.get(name, 0.0) for name in names])
-        entries = {name: bundle.traits[name] for name in names}
-        poles = {
-            name: pole_names(name, entry.positive, entry.negative)[0]
-            for name, entry in entries.items()
-        }
+        poles = {name: bundle.traits[name].positive for name in names}
         return cls(poles, Posterior.prior(concentration, seed=seed))
 
     @property

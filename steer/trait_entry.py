@@ -17,6 +17,7 @@ from steer.fields import (
     check_scalar,
     check_text,
 )
+from steer.traits import pole_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,9 @@ def from_json(name: str, value: Mapping[str, Any], edit: Edit) -> TraitEntry:
     values = {key: item for key, item in value.items() if key != "ranks"}
     for key in ("ccs_loss", "direction_norm"):
         values[key] = by_layer(values[key], check_number, f"trait {name!r}, field {key!r}")
+    poles = values["positive"], values["negative"]
+    if "positive" in poles or "negative" in poles:  # perhaps of a bundle that left them so
+        values["positive"], values["negative"] = pole_names(name, *poles)
     return TraitEntry(name=name, edit=edit, **values)
 
 

@@ -380,6 +380,10 @@ def test_profiles_on_the_command_line(
     assert hub.repositories[REPO].private
     assert main(["pull", REPO]) == 0
     assert "it holds 1 profiles of persons" in capsys.readouterr().err
+    held = Path("manners.safetensors").read_bytes()
+    assert main(["pull", REPO, "--output", "manners.safetensors"]) == 2
+    assert "holds 1 profiles, which would be lost" in capsys.readouterr().err
+    assert Path("manners.safetensors").read_bytes() == held
 
 
 def test_a_card_is_shown_without_a_hub(

@@ -557,6 +557,8 @@ def test_an_earlier_bundle_of_a_trait_without_names_for_its_poles(
     assert (entry.positive, entry.negative) == ("brevity", "not brevity")
     unnamed = replace(entry, positive="positive", negative="negative")
     earlier = replace(bundle, traits={**bundle.traits, "brevity": unnamed})
+    earlier.save(tmp_path / "earlier.safetensors")
+    earlier = Bundle.load(tmp_path / "earlier.safetensors")
     after = build_portfolio(earlier, WANTED, tiny("llama"), [mine], work_dir=tmp_path)
     assert after.portfolio is not None
 

@@ -113,11 +113,16 @@ def test_of_a_bundle(bundle: Bundle) -> None:
             Preference.of(bundle, {"warmth": 1}, worth=worth)
 
 
-def test_a_trait_without_names_for_its_poles_is_told_by_its_own(bundle: Bundle) -> None:
+def test_a_trait_without_names_for_its_poles_is_told_by_its_own(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    """In a bundle of before, which calls them positive and negative."""
     calm = replace(bundle.traits["warmth"], name="calm", positive="positive", negative="negative")
     mine = replace(bundle, portfolio=None, interference=None, traits={"calm": calm})
-    preference = Preference.of(mine)
-    assert preference.summary == "I like answers that are calm."
+    mine.save(tmp_path / "mine.safetensors")
+    loaded = Bundle.load(tmp_path / "mine.safetensors")
+    assert (loaded.traits["calm"].positive, loaded.traits["calm"].negative) == ("calm", "not calm")
+    assert Preference.of(loaded).summary == "I like answers that are calm."
 
 
 def test_a_bundle_without_a_portfolio_gives_all_its_traits(bundle: Bundle) -> None:

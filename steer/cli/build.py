@@ -15,7 +15,7 @@ import typer
 from steer.cli.app import INTERRUPTED, app
 from steer.cli.console import out, say
 from steer.cli.inspect import show_traits
-from steer.cli.options import Model, RayAddress, check_file
+from steer.cli.options import Model, RayAddress, check_file, check_people
 from steer.errors import InputError
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def build(
         raise InputError("--all and --trait exclude each other")
     names = () if everything else trait or mixed or ()
     target = _output(output, is_default=model is None and not names)
-    _check_people(target, edits_of)
+    check_people(target, edits_of)
     traits = [_trait(name) for name in names] or None
     if ray_address is not None and workers is None:
         raise InputError("--ray-address is for several workers; add --workers")
@@ -228,7 +228,7 @@ def build(
         raise typer.Exit(INTERRUPTED) from None
     with locked(target):
         # Hours have passed: people may have been added meanwhile, or forgotten.
-        _check_people(target, edits_of)
+        check_people(target, edits_of)
         if edits_of is not None:
             bundle = replace(bundle, profiles=Bundle.load(edits_of).profiles)
         bundle.save(target)
@@ -278,24 +278,6 @@ def _output(output: Path | None, *, is_default: bool) -> Path:
         output = default_bundle_path()
     check_file(output)
     return output
-
-
-def _check_people(target: Path, edits_of: Path | None) -> None:
-    """Refuse to write over people's profiles."""
-    from steer.bundle import Bundle
-    from steer.errors import BundleFormatError
-
-    if not target.exists() or (edits_of is not None and target.samefile(edits_of)):
-        return
-    try:
-        number = len(Bundle.load(target).profiles)
-    except BundleFormatError:
-        return
-    if number:
-        raise InputError(
-            f"--output: {target} holds {number} profiles, which would be lost; name another file, "
-            "or delete that one"
-        )
 
 
 def _trait(text: str) -> Any:

@@ -9,6 +9,7 @@ import typer
 
 from steer.cli.app import app
 from steer.cli.console import doing, harmless, out, say
+from steer.cli.options import check_file, check_people
 from steer.errors import InputError
 
 Repository = Annotated[str, typer.Argument(help="Repository on the hub: user/name.")]
@@ -94,13 +95,18 @@ def pull(
     """Fetch a bundle from a hub and check it; no code in it is run."""
     from steer.hub import FILE
     from steer.hub import pull as pull_bundle
+    from steer.resources import locked
 
     path = output or Path(f"{repo.rpartition('/')[2]}.safetensors")
     if output is None and path.exists():
         raise InputError(f"{path} exists; name the file with --output")
+    check_file(path)
+    check_people(path)
     with doing(f"pulling from {repo}"):
         held = pull_bundle(repo, revision=revision, file=file or FILE)
-    held.save(path)
+    with locked(path):
+        check_people(path)  # who may have come meanwhile
+        held.save(path)
     out.print(f"{', '.join(held.traits)}, for {held.model} -> {path}", soft_wrap=True)
     if held.profiles:
         say(f"it holds {len(held.profiles)} profiles of persons")

@@ -199,6 +199,32 @@ def check_file(output: Path) -> None:
         raise InputError(f"--output: {output.parent} cannot be written to")
 
 
+def check_people(target: Path, source: Path | None = None) -> None:
+    """Refuse to write over people's profiles, but for those that the new bundle has.
+
+    Args:
+        target: The file.
+        source: Of the bundle whose profiles it has.
+
+    Raises:
+        InputError: If there are any.
+    """
+    from steer.bundle import Bundle
+    from steer.errors import BundleFormatError
+
+    if not target.exists() or (source is not None and target.samefile(source)):
+        return
+    try:
+        number = len(Bundle.load(target).profiles)
+    except BundleFormatError:
+        return
+    if number:
+        raise InputError(
+            f"--output: {target} holds {number} profiles, which would be lost; name another file, "
+            "or delete that one"
+        )
+
+
 def load_steerer(
     model: str | None,
     bundle: Path | None,
