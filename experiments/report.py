@@ -68,7 +68,7 @@ def main() -> None:
     paths = {
         setting: path
         for setting in all_settings
-        if made_by_header(path := arguments.output / f"{setting}.jsonl")
+        if stored_header(path := arguments.output / f"{setting}.jsonl")
         == header(steerer, setting, decoding, arguments.prompts)
     }
     if UNSTEERED in paths and len(paths) > 1:
@@ -84,7 +84,7 @@ def answer_all(
     """
     path = arguments.output / f"{setting}.jsonl"
     made_by = header(steerer, setting, decoding, arguments.prompts)
-    if made_by_header(path) == made_by:
+    if stored_header(path) == made_by:
         return
     prompts = sorted(load_prompts("report")[: arguments.prompts], key=lambda p: len(p.text))
     weights = weights_of(setting)
@@ -116,8 +116,8 @@ def header(steerer: Steerer, setting: str, decoding: Decoding, prompts: int) -> 
     }
 
 
-def made_by_header(path: Path) -> Any:
-    """What made the answers of a file; None if there is none."""
+def stored_header(path: Path) -> Any:
+    """The header of a file of answers; None if there is none."""
     return json.loads(path.read_text().splitlines()[0]) if path.exists() else None
 
 

@@ -115,14 +115,12 @@ def check_bool(value: object, where: str) -> bool:
     return value
 
 
-def check_seed(value: object, where: str = "seed") -> int:
+def check_seed(value: object) -> int:
     """What every generator of random numbers can begin with."""
     integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     number = int(cast("int", value)) if integral else -1
     if not 0 <= number < 1 << 63:
-        raise InputError(
-            f"{where}: expected a whole number >= 0 and below 2**63, got {value!r:.80}"
-        )
+        raise InputError(f"seed: expected a whole number >= 0 and below 2**63, got {value!r:.80}")
     return number
 
 

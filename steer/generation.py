@@ -207,6 +207,11 @@ def chat_key(language_model: LanguageModel) -> str:
     return content_key([tokenizer.chat_template, tokenizer.special_tokens_map, read])
 
 
+def who_answers(language_model: LanguageModel) -> list[Any]:
+    """What every answer hangs on beside what is asked; part of the keys by which they are kept."""
+    return [language_model.fingerprint.to_dict(), chat_key(language_model)]
+
+
 def _tokenised(language_model: LanguageModel, texts: Sequence[str]) -> Any:
     tokenizer = language_model.tokenizer
     special = tokenizer.chat_template is None

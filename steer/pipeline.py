@@ -301,8 +301,7 @@ def _trait_of(bundle: Bundle, name: str, known: Mapping[str, Trait]) -> Trait:
     if name not in known:
         raise InputError(f"{name!r} is not a built-in trait; give its definition too")
     entry, trait = bundle.traits[name], known[name]
-    poles = (trait.positive.pole, trait.negative.pole)
-    expected = (entry.positive, entry.negative)
+    poles, expected = (trait.positive.pole, trait.negative.pole), (entry.positive, entry.negative)
     if poles != expected:
         raise InputError(
             f"trait {name!r}: expected the poles that the bundle was built with, {expected}, got "

@@ -22,7 +22,7 @@ from steer.dose import DoseSearch, DoseTrial, reference_meter, search_dose
 from steer.edits import Edit
 from steer.errors import CalibrationError, DataError
 from steer.gate import Gate, behind, fit_gate
-from steer.generation import chat_key, generate_batch, prompt_tokens
+from steer.generation import generate_batch, prompt_tokens, who_answers
 from steer.likelihood import KLMeter, log_ratio, response_tokens
 from steer.measures import TRAIT_MEASURES
 from steer.models import LanguageModel
@@ -72,8 +72,7 @@ def prepare(language_model: LanguageModel, recipe: Recipe, folder: Path) -> Cont
     """
     number = recipe.develop_prompts
     prompts = [prompt.text for prompt in load_prompts("develop")[: number + recipe.confirm_prompts]]
-    asked = [language_model.fingerprint.to_dict(), chat_key(language_model)]
-    what = [prompts, asdict(recipe.decoding), *asked]
+    what = [prompts, asdict(recipe.decoding), *who_answers(language_model)]
     path = folder / f"unsteered-{content_key(what)}.json"
     if not path.exists():
         texts = [render(language_model.tokenizer, prompt) for prompt in prompts]
@@ -298,8 +297,7 @@ def _dose(
     # Everything that a dose's answers hang on, but not which doses are asked for.
     prompts = [recipe.develop_prompts, recipe.confirm_prompts]
     settings = [asdict(recipe.decoding), recipe.scope, prompts]
-    asked = [language_model.fingerprint.to_dict(), chat_key(language_model)]
-    what = [trait.asked, edit.digest, settings, *asked]
+    what = [trait.asked, edit.digest, settings, *who_answers(language_model)]
     path = folder / "doses" / f"{trait.name}-{content_key(what)}.json"
     tried = _read_trials(path) if path.exists() else {}
     measure = TRAIT_MEASURES.get(trait.name)
@@ -341,8 +339,7 @@ def _mean_log_ratio(
     folder: Path,
 ) -> float:
     """The model's opinion of answers, kept: it takes a minute, also of the unsteered model's."""
-    asked = [language_model.fingerprint.to_dict(), chat_key(language_model)]
-    what = [trait.asked, list(prompts), list(answers), _JUDGED, *asked]
+    what = [trait.asked, list(prompts), list(answers), _JUDGED, *who_answers(language_model)]
     path = folder / "log-ratios" / f"{trait.name}-{content_key(what)}.json"
     if path.exists():
         try:

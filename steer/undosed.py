@@ -14,7 +14,7 @@ import numpy as np
 from steer.contrast import PairSet
 from steer.distill import Distillation, distill
 from steer.edits import Edit, additive, two_step
-from steer.generation import chat_key
+from steer.generation import who_answers
 from steer.models import LanguageModel
 from steer.prompts import load_prompts
 from steer.recipe import Layers, Method, Methods, Reading
@@ -84,8 +84,7 @@ def undosed_edit(
         for pair in pair_set.pairs
     ]
     prompts = plain_prompts(pair_set)
-    asked = [language_model.fingerprint.to_dict(), chat_key(language_model)]
-    what = [answers, prompts, list(layers), asdict(distillation), *asked]
+    what = [answers, prompts, list(layers), asdict(distillation), *who_answers(language_model)]
     path = folder / "distilled" / f"{pair_set.trait}-{content_key(what)}.safetensors"
 
     def fitted() -> ByLayer:

@@ -27,6 +27,7 @@ from steer.edits import ZERO, Edit, additive
 from steer.errors import CalibrationError, InputError
 from steer.generation import Decoding, generate_batch, prompt_tokens
 from steer.hooks import attach
+from steer.models import LanguageModel
 from steer.recipe import Recipe
 from steer.soundness import LESS_RELEVANT
 from tests.models import LAYERS, WIDTH, tiny
@@ -210,6 +211,21 @@ def test_a_search_goes_on_from_the_doses_that_were_tried(judged: list[float]) ->
 MORE = ["One more?", "And this?"]
 
 
+def confirmed_search(model: LanguageModel, tried: dict[float, DoseTrial]) -> DoseSearch:
+    """A search at two doses, of which the leading one answers the further prompts too."""
+    return search_dose(
+        model,
+        some_edit(),
+        PROMPTS,
+        short,
+        meter=reference_meter(model, PROMPTS),
+        kls=(0.1, 0.2),
+        decoding=Decoding(max_new_tokens=6),
+        confirm=MORE,
+        tried=tried,
+    )
+
+
 def confirmed(
     monkeypatch: pytest.MonkeyPatch,
     gains: dict[float, float],
@@ -228,17 +244,7 @@ def confirmed(
 
     with monkeypatch.context() as patch:
         patch.setattr(dose, "_trial", judge)
-        return search_dose(
-            model,
-            some_edit(),
-            PROMPTS,
-            short,
-            meter=reference_meter(model, PROMPTS),
-            kls=(0.1, 0.2),
-            decoding=Decoding(max_new_tokens=6),
-            confirm=MORE,
-            tried=tried,
-        )
+        return confirmed_search(model, tried)
 
 
 def test_the_leading_dose_is_confirmed_on_further_prompts(
@@ -326,18 +332,7 @@ def test_a_leading_dose_that_leaves_the_subject_on_further_prompts_is_out(
         return replace(trial(factor, kl, prompts, *rest), gain=kl, relevant=0.0 if strays else 1.0)
 
     monkeypatch.setattr(dose, "_trial", judge)
-    model = tiny("llama")
-    found = search_dose(
-        model,
-        some_edit(),
-        PROMPTS,
-        short,
-        meter=reference_meter(model, PROMPTS),
-        kls=(0.1, 0.2),
-        decoding=Decoding(max_new_tokens=6),
-        confirm=MORE,
-        tried=kept,
-    )
+    found = confirmed_search(tiny("llama"), kept)
     # Two of the five answers are of something else.
     assert kept[0.2].relevant == pytest.approx(3 / 5)
     assert found.chosen.kl == pytest.approx(0.1, rel=0.03) and found.chosen.relevant == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from steer.certificate import certify
+from steer.certificate import Measured, certify
 from steer.cover import random_weights
 from steer.errors import InputError
 from steer.evaluation import Evaluation, measured
@@ -61,18 +61,26 @@ def test_no_noise_no_interval() -> None:
     assert found.epsilon == pytest.approx((whole.epsilon.loss,) * 2)
 
 
-def test_regret_on_held_out_prompts() -> None:
-    develop, held_out, kept = some_evaluations(4), some_evaluations(5), (3, 6, 8)
-    table = measured(develop, OBJECTIVE)
-    mixtures = random_weights(DIM, 50, 0)
-    found = held_out_regret(table, held_out, kept, OBJECTIVE, mixtures, draws=200)
-    other = measured(held_out, OBJECTIVE)
+def losses_by_hand(
+    table: Measured, other: Measured, kept: tuple[int, ...], mixtures: np.ndarray
+) -> list[float]:
+    """What each mixture loses elsewhere by what is routed here, against what was best here."""
     losses = []
     for weight in mixtures:
         on_develop = [float(table.value(weight)[i]) for i in range(N)]
         routed = max((0, *kept), key=lambda i: on_develop[i])
         best = max(range(N), key=lambda i: on_develop[i])
         losses.append(float(other.value(weight)[best] - other.value(weight)[routed]))
+    return losses
+
+
+def test_regret_on_held_out_prompts() -> None:
+    develop, held_out, kept = some_evaluations(4), some_evaluations(5), (3, 6, 8)
+    table = measured(develop, OBJECTIVE)
+    mixtures = random_weights(DIM, 50, 0)
+    found = held_out_regret(table, held_out, kept, OBJECTIVE, mixtures, draws=200)
+    other = measured(held_out, OBJECTIVE)
+    losses = losses_by_hand(table, other, kept, mixtures)
     assert found.mean == pytest.approx(sum(losses) / 50)
     assert found.worst == pytest.approx(max(losses))
     assert found.interval[0] < found.mean < found.interval[1]
@@ -111,11 +119,5 @@ def test_the_interval_of_regret_is_that_of_prompts_drawn_anew() -> None:
             ],
             OBJECTIVE,
         )
-        losses = []
-        for weight in mixtures:
-            on_develop = [float(table.value(weight)[i]) for i in range(N)]
-            routed = max((0, *kept), key=lambda i: on_develop[i])
-            best = max(range(N), key=lambda i: on_develop[i])
-            losses.append(float(again.value(weight)[best] - again.value(weight)[routed]))
-        means.append(np.mean(losses))
+        means.append(np.mean(losses_by_hand(table, again, kept, mixtures)))
     assert found.interval == pytest.approx(tuple(np.quantile(means, [0.1, 0.9])))

@@ -7,8 +7,8 @@ described by a persona):
 
 A person of two conversations has a history, the first, and later turns, those of the second, so
 that what tells them apart is the person and not the thread; without what stands in anybody's
-history. They are split into a develop and a
-report part. People of one conversation are in neither; groups are made of them.
+history. They are split into a develop and a report part. People of one conversation are in neither;
+groups are made of them.
 
 Or from a folder of texts by author, `FOLDER/AUTHOR/*.txt`, whose paragraphs are history in the
 first half of the files and later texts in the second.
